@@ -34,7 +34,7 @@ def test_every_failure_is_named():
     assert "{'number': 3}:\nZeroDivisionError: division by zero" in told
 
 
-def test_no_cases_are_no_test():
+def test_empty_list_of_cases_fails():
     """An empty list would pass whatever it is about."""
     with pytest.raises(AssertionError, match="there are no cases"):
         every(number=[])

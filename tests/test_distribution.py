@@ -77,7 +77,7 @@ def test_the_other_project_is_recognised(text):
         "from jobcore import JobManager",
     ],
 )
-def test_what_is_ours_is_left_alone(text):
+def test_own_names_are_accepted(text):
     """The check above does not mind the import, the command and the right name."""
     assert foreign(text) == []
 

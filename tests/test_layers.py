@@ -104,7 +104,7 @@ def loaded_by(name):
     return seen, outside
 
 
-def test_what_a_supervisor_runs_needs_the_standard_library_alone():
+def test_supervisor_needs_only_the_standard_library():
     """A supervisor loads its own package and the failpoints, and no other package."""
     seen, outside = loaded_by("supervisor.__main__")
 
@@ -112,7 +112,7 @@ def test_what_a_supervisor_runs_needs_the_standard_library_alone():
     assert outside == set()
 
 
-def test_what_calls_functions_needs_the_standard_library_alone():
+def test_function_interpreter_needs_only_the_standard_library():
     """The interpreter that calls a function loads a handful of modules, and no other package."""
     seen, outside = loaded_by("functions.__main__")
 
@@ -136,7 +136,7 @@ FOR_SOME = {
 }
 
 
-def test_what_a_supervisor_runs_is_cheap_to_load():
+def test_supervisor_imports_only_cheap_modules():
     """What a supervisor runs imports only modules that cost next to nothing."""
     trees = modules()
     wrong = []

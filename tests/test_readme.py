@@ -166,7 +166,7 @@ def test_the_report_of_campaigns_has_each_of_them_without_a_violation():
     assert re.search(r"^Linux \S+, Python \S+, SQLite \S+, \d+ cores", report, re.MULTILINE)
 
 
-def test_a_backup_is_restored_as_said(tmp_path):
+def test_documented_restore_of_a_backup_works(tmp_path):
     """A backup that is made while a job runs has all, and that job is lost where it is restored."""
     (source,) = blocks("python", between("backup.py", "end of backup.py"))
     database, backup = str(tmp_path / "jobs.db"), str(tmp_path / "backups" / "monday")
@@ -352,14 +352,14 @@ async def main():
     return printed(f"{begun}{body}asyncio.run(main(), debug=True)\n", folder)
 
 
-def test_any_method_is_awaited_as_said(tmp_path):
+def test_documented_call_in_a_thread_works(tmp_path):
     """What README calls in a thread makes a job."""
     (call,) = re.findall(r"`(await asyncio\.to_thread\(.*\))`", TEXT)
 
     assert in_asyncio(f"print(({call}).status)", tmp_path) == "QUEUED\n"
 
 
-def test_an_event_is_handed_over_to_the_loop_as_said(tmp_path):
+def test_documented_hand_over_of_events_to_a_loop_works(tmp_path):
     """The callback that README has for asyncio brings the events into a queue of the loop."""
     (call,) = re.findall(r"`(jobs\.subscribe\(.*\))`", TEXT)
     source = f"""
@@ -508,7 +508,7 @@ def is_common(entry):
     return entry.split()[0].rstrip(",") in ("--db", "--trust-directory", "--utc", "-h")
 
 
-def test_the_table_of_commands_is_what_they_say():
+def test_table_of_commands_matches_their_help():
     """`jobcore --help` has each command, with the first line of the command's own help."""
     table = {
         name: about

@@ -166,7 +166,7 @@ VERBS = {
 
 
 @every(name=PUBLIC)
-def test_it_says_what_it_is(name):
+def test_docstring_begins_with_a_sentence(name):
     """A docstring begins with a sentence, on a line or two of its own."""
     first = Docstring(PUBLIC[name]).text.lstrip("\n").partition("\n\n")[0].strip()
 
@@ -257,7 +257,7 @@ def numbers():
 
 
 @pytest.mark.parametrize(("known_by", "typed", "unit"), UNITS, ids=[unit[2] for unit in UNITS])
-def test_every_number_says_its_unit(known_by, typed, unit):
+def test_every_number_has_a_unit(known_by, typed, unit):
     """Durations are in seconds, sizes in bytes, and a time has a zone; each says so."""
     found = [
         (name, text) for name, annotation, text in numbers()
@@ -273,7 +273,7 @@ def test_every_number_says_its_unit(known_by, typed, unit):
 
 
 @every(name=[n for n, t in PUBLIC.items() if inspect.isfunction(t)])
-def test_it_says_what_it_returns(name):
+def test_docstring_describes_the_result(name):
     """Where something is returned the first word says so, or there is a section of its own."""
     thing = PUBLIC[name]
     answer = str(inspect.signature(thing).return_annotation)
@@ -297,7 +297,7 @@ LASTING = re.compile(
 
 
 @every(name=[name for name in VERBS if not LOOKING.match(name)])
-def test_a_verb_that_changes_says_what_is_true_when_it_returns(name):
+def test_docstring_of_a_changing_method_states_durability(name):
     """It says how far its work is durable, or what has happened by then."""
     assert LASTING.search(Docstring(VERBS[name]).said)
 
@@ -321,7 +321,7 @@ def test_errors_are_real(name):
     assert wrong == []
 
 
-def test_what_every_verb_may_raise_is_said_once():
+def test_common_errors_are_described_in_the_class():
     """The class says what every method may raise, and every one that takes an id."""
     said = Docstring(JobManager).said
 
@@ -450,7 +450,7 @@ def mistakes(verb):
 
 
 @pytest.mark.parametrize("name", [name for name in VERBS if name != "close"])
-def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
+def test_methods_raise_the_documented_errors(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
     monkeypatch.setattr(connections, "discard", thrown.append)
@@ -483,7 +483,7 @@ def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
 # --- where it is read -----------------------------------------------------------------
 
 
-def test_readme_says_how_to_read_it():
+def test_documented_pydoc_command_prints_each_page():
     """What README says to type prints a page for each public name that it mentions."""
     text = (ROOT / "README.md").read_text()
     line = next(line for line in text.splitlines() if "python -m pydoc" in line)

@@ -139,7 +139,7 @@ def test_jobs_of_a_living_manager_take_no_slots_of_another(manager, scripted):
     assert (adopted(first), adopted(second)) == (0, 0)
 
 
-def test_manager_of_its_own_jobs_adopts_none(manager):
+def test_manager_with_only_own_adopts_no_job(manager):
     """What `jobcore run` starts is not held back by jobs of others."""
     first = manager(2)
     run(first, 2)

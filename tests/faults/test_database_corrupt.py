@@ -205,7 +205,7 @@ STORED = {
 
 
 @pytest.mark.parametrize("what", STORED)
-def test_what_no_jobcore_has_stored_is_told_as_damage(tmp_path, sample, what):
+def test_invalid_stored_value_is_reported_as_damage(tmp_path, sample, what):
     """A row that SQLite finds in order and that makes no sense is told, without its values."""
     folder, facts = sample
     shutil.copytree(folder, tmp_path / "copy")

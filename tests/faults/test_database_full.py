@@ -201,7 +201,7 @@ def _show_on_a_full_disk(path):
     return process.wait(PATIENCE), said, until(lambda: last, "all output")
 
 
-def test_run_says_why_its_command_waits(tmp_path):
+def test_run_prints_why_its_command_waits(tmp_path):
     """On a full disk `run` tells so on stderr, and goes on when there is space."""
     code, said, last = in_own_mounts(_show_on_a_full_disk, str(tmp_path), patience=LONG)
 

@@ -191,7 +191,7 @@ def test_directories_that_are_moved_are_missed_and_used_again(tmp_path):
     assert log == [*(f"line {n}" for n in range(len(log) - 1)), "last"]
 
 
-def test_directories_made_anew_are_not_those_of_running_jobs(tmp_path):
+def test_recreated_root_does_not_make_running_jobs_look_dead(tmp_path):
     """Who finds a root without a job's directory does not take the job for dead: it lives on."""
     database, go = str(tmp_path / "jobs.db"), str(tmp_path / "go")
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
@@ -274,7 +274,7 @@ def serve_new(say, database, go):
         say(str(len(jobs.list_jobs())))
 
 
-def test_the_end_of_a_ghost_harms_nobody(tmp_path):
+def test_closing_a_manager_of_a_moved_file_keeps_the_new_log(tmp_path):
     """A manager whose file was moved away closes without taking the log of the new one's along."""
     database, closed = str(tmp_path / "jobs.db"), str(tmp_path / "closed")
     jobs = JobManager(database, slots=1, busy_timeout=BUSY)

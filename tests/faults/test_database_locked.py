@@ -185,7 +185,7 @@ def test_reads_do_not_wait_for_a_locked_database(tmp_path, rounds, record_proper
         assert [name for name, took in longest.items() if took > RETURNED] == []
 
 
-def test_whoever_writes_is_told_in_time(database, clock):
+def test_writes_raise_database_busy_after_their_timeout(database, clock):
     """Every verb that writes raises DatabaseBusy after its time-out, not before; none half does."""
     with JobManager(database, slots=0, clock=clock, busy_timeout=BUSY) as jobs:
         pipeline = jobs.create_pipeline("nightly", ["true"])
@@ -223,7 +223,7 @@ def test_whoever_writes_is_told_in_time(database, clock):
     assert before == during == after
 
 
-def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
+def test_time_out_and_stop_work_while_the_database_is_locked(database):
     """A time-out needs no database. A stop that cannot be stored raises, and works at once."""
     with JobManager(database, slots=3, busy_timeout=BUSY, on_exit="stop") as jobs:
         late, stopped, cancelled = jobs.submit(SLEEPS, timeout=0.5), *jobs.submit_many([SLEEPS] * 2)
@@ -241,7 +241,7 @@ def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
     assert [job.reason for job in ended] == [Reason.TIMEOUT, Reason.STOPPED, Reason.STOPPED]
 
 
-def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeypatch):
+def test_close_stops_jobs_while_the_database_is_locked(database, monkeypatch):
     """Supervisors are told what cannot be stored, and the lock is waited for once in all."""
     jobs = JobManager(database, slots=3, busy_timeout=BUSY, on_exit="stop")
     ids = [jobs.submit(SLEEPS, grace=0).id for _ in range(3)]
@@ -277,7 +277,7 @@ def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeyp
     assert tried.count(None) == 1
 
 
-def test_waiting_and_following_go_on_behind_a_locked_database(database):
+def test_wait_and_follow_survive_a_locked_database(database):
     """Who waits for a job or reads its log while nothing can be stored has all of it in the end."""
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         job = jobs.submit(numbers(2000, 5))

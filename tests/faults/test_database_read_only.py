@@ -99,7 +99,7 @@ def _try_remount(folder):
     return True
 
 
-def test_a_read_only_disk_can_be_read_and_is_gone_on_with(tmp_path):
+def test_read_only_disk_is_readable_and_work_continues_later(tmp_path):
     """Reads tell what is stored, no write half happens, nothing is started; later all is done."""
     answer = in_own_mounts(_read_and_write, str(tmp_path))
     seen, still, (events, lines_before, entries), ran, (ended, later), lines = answer

@@ -73,7 +73,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
     assert len(failed) == 3  # the second one twice
 
 
-def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):
+def test_loop_survives_any_exception_of_its_turn(monkeypatch):
     """Nothing but `close` ends the thread."""
     monkeypatch.setattr("jobcore.engine.thread_loop.ERROR_PAUSE", 0.001)
     turns = []
@@ -108,7 +108,7 @@ def test_a_loop_rests_with_descriptors_beyond_1023():
         loop.close()
 
 
-def test_a_job_behind_one_that_cannot_be_prepared_runs(database):
+def test_job_after_one_that_cannot_be_prepared_runs(database):
     """A directory that is not ours to use keeps its own job QUEUED, and no other."""
     with JobManager(database, slots=0) as jobs:
         first, second = jobs.submit(["true"]), jobs.submit(["true"])
@@ -207,7 +207,7 @@ def test_a_claim_survives_a_power_failure(database):
     assert said == [2] * 3  # FULL
 
 
-def test_a_claim_that_was_committed_after_all_is_gone_on_with(database):
+def test_claim_whose_commit_raised_but_succeeded_continues(database):
     """Where only the commit's answer is an error the rows say what is so, and the job runs."""
     failed = []
 
@@ -316,7 +316,7 @@ def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
 
 
 @pytest.mark.usefixtures("quick_failures")
-def test_who_waits_for_another_managers_job_hears_nothing_of_supervisors(database, tmp_path):
+def test_waiter_for_another_managers_job_gets_no_spawn_error(database, tmp_path):
     """Supervisors that cannot be started concern whoever waits for a QUEUED job, nobody else."""
     nothing = str(tmp_path / "no-python")
     with (
@@ -354,7 +354,7 @@ ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
     ids=["asked", "silent", "talking", "as-supervisor"],
 )
 @pytest.mark.usefixtures("quick_failures")
-def test_an_interpreter_that_hangs_is_told_and_ended(
+def test_hanging_interpreter_is_reported_and_killed(
     database, clock, tmp_path, monkeypatch, does, patience
 ):
     """What `python` names but never gets ready is a failure, and leaves no process."""
@@ -376,7 +376,7 @@ def test_an_interpreter_that_hangs_is_told_and_ended(
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
 
 
-def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path, monkeypatch):
+def test_manager_keeps_working_while_an_interpreter_hangs(database, clock, tmp_path, monkeypatch):
     """Meanwhile it adopts jobs, imports and settles them, and takes ticks; `close` ends it."""
     monkeypatch.setattr(tuning, "INTERPRETER_PATIENCE", 2 * PATIENCE)
     hangs = python_that(tmp_path, "exec sleep 300")

@@ -60,7 +60,7 @@ def _end(database, handler):
     ],
     ids=["wait", "drain", "follow"],
 )
-def test_what_would_wait_for_ever_is_refused_at_exit(database, call):
+def test_endless_wait_is_refused_during_exit(database, call):
     """Nobody runs a queued job any more, so whoever waits for one there is told."""
     said = _end(database, f"HANDLER = lambda: refused(lambda: {call})")
 

@@ -282,7 +282,7 @@ def test_the_truth_is_known_of_every_point():
 
 
 @pytest.mark.parametrize("point", TRUTH)
-def test_a_host_that_dies_behind_a_step_leaves_the_truth(world, point):
+def test_host_crash_at_any_failpoint_leaves_a_true_state(world, point):
     """Nothing changes behind the point, and the next host ends the job with what is true."""
     lead, truth = TRUTH[point]
     job_id = lead(world, point)
@@ -432,7 +432,7 @@ def test_a_thread_that_does_not_end_is_named(world, stays, let_go):
 
 
 @pytest.mark.parametrize("let_go", [JobManager.close, crash])
-def test_manager_with_a_thread_inside_is_let_go_later(world, stays, let_go):
+def test_manager_with_a_thread_inside_is_closed_later(world, stays, let_go):
     """It closes what is open and no more, beside a task of this process, and stops no job."""
     with world.manager(slots=0) as lives:
         own = task(lives)
@@ -456,7 +456,7 @@ def test_manager_with_a_thread_inside_is_let_go_later(world, stays, let_go):
         lives.recover()
 
 
-def test_what_is_no_crash_is_refused(world):
+def test_invalid_crash_is_refused(world):
     """An unknown point, a supervisor's, a closed manager, and one that calls it itself."""
     said = []
 

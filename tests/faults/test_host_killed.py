@@ -97,7 +97,7 @@ def test_a_time_out_holds_without_any_host(database):
     assert (job.end_time - job.start_time).total_seconds() >= 1
 
 
-def test_jobs_of_a_killed_host_settle_by_a_mere_read(database):
+def test_reading_settles_jobs_of_a_killed_host(database):
     """A manager without a thread tells how a job ended whose host died."""
     with host(submit_and_serve, database, ["sh", "-c", "echo bye; exit 5"]) as killed:
         job_id = killed.hear()

@@ -159,7 +159,7 @@ with JobManager(database, slots=3) as jobs:
     assert (tmp_path / "said").read_text() == repr(([5] * 3, ["out", "err"] * 3))
 
 
-def test_a_command_says_more_than_a_file_may_hold(database):
+def test_output_beyond_the_file_size_limit_is_kept(database):
     """Under a file size limit of the host a command that says more than that has every line."""
     said = run(
         """
@@ -228,7 +228,7 @@ def test_a_job_of_a_job_knows_its_own_ids(running_jobs, database, monkeypatch):
         assert run != "of the host"
 
 
-def test_a_host_that_knows_no_interpreter_is_told_how_to_name_one(database):
+def test_error_without_interpreter_names_the_remedy(database):
     """An embedded Python has no `sys.executable`: the error says what to do, and that works."""
     said = run(
         """

@@ -57,7 +57,7 @@ def _mount_over_an_open_one(folder):
         return _wrong(jobs.check())
 
 
-def test_a_check_says_that_something_was_mounted_over_an_open_file(tmp_path):
+def test_check_reports_a_mount_over_an_open_file(tmp_path):
     """Whoever has a database open is told by its check that its name is another file's now."""
     assert (
         "mounted by itself" in in_own_mounts(_mount_over_an_open_one, str(tmp_path))["file system"]

@@ -122,7 +122,7 @@ def test_a_container_that_ends_is_resolved_by_the_next_one(database):
         ("another", "stopping: the supervisor was asked to exit"),
     ],
 )
-def test_service_that_is_ended_tells_its_command_once(database, who, words):
+def test_stopping_a_service_sends_its_command_one_sigterm(database, who, words):
     """A supervisor passes the SIGTERM of the first process on only where that has not sent one."""
     container = in_container(sys.executable, "-c", SERVICE_MANAGER, database, who)
     with container:
@@ -190,7 +190,7 @@ def _closed_with_a_job(database):
         (_closed_with_a_job, 1),
     ],
 )
-def test_a_host_to_whom_orphans_come_keeps_no_zombie(database, host, expected):
+def test_host_as_pid_1_keeps_no_zombie(database, host, expected):
     """The first process of a container gets the supervisors that end, and reaps each of them."""
     assert in_child(host, database) == expected
 
@@ -229,7 +229,7 @@ def start_with_pid(pid, cookie=None):
     return None
 
 
-def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
+def test_unrelated_process_with_an_orphans_number_is_not_signalled():
     """In an outer /proc the number of a leftover means another process here: that one lives."""
     cookie = uuid4().hex
     leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
@@ -256,7 +256,7 @@ def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
         leftover.wait()
 
 
-def test_a_stranger_with_the_number_of_a_leftover_beside_is_not_signalled():
+def test_unrelated_process_with_a_sibling_namespaces_number_is_not_signalled():
     """A leftover of a namespace beside this one has a number that means another process here."""
     cookie = uuid4().hex
     program = f"{orphans.COOKIE}={cookie} sleep 1000 & echo $!; wait"

@@ -128,7 +128,7 @@ def test_jobs_run_on_a_python_with_an_old_c_library(database):
 
 
 @pytest.mark.parametrize("what", ["subset=pid", "hidepid=2", "none"])
-def test_jobs_run_with_a_poor_proc(database, what):
+def test_jobs_run_with_an_incomplete_proc(database, what):
     """`ProcSubset=pid` hides the boot id, a chroot has no /proc at all: jobs run all the same."""
 
     def host():
@@ -182,7 +182,7 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
         os.close(gate)
 
 
-def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
+def test_orphans_of_a_killed_supervisor_are_killed_without_pidfds(database):
     """A descendant with a session of its own is found by its cookie, and signalled by its pid."""
     leaves = "setsid sh -c 'trap : TERM; echo ready; while :; do sleep 0.1; done' & wait"
 
@@ -200,7 +200,7 @@ def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
     assert carrying(cookie) == []
 
 
-def test_a_lost_job_says_that_its_processes_cannot_be_seen_without_proc(database):
+def test_log_of_a_lost_job_says_that_processes_are_invisible_without_proc(database):
     """What the command has started may run on there, and the log must not hide that."""
 
     def host():
@@ -218,7 +218,7 @@ def test_a_lost_job_says_that_its_processes_cannot_be_seen_without_proc(database
     assert texts[-1].endswith("its processes cannot be seen without /proc")
 
 
-def test_a_host_to_whom_orphans_come_keeps_no_zombie_without_pidfds(database):
+def test_host_as_pid_1_keeps_no_zombie_without_pidfds(database):
     """The first process of a container gets the supervisors that end, and reaps them by pid."""
 
     def host():
@@ -262,7 +262,7 @@ def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):
         system_calls.make_memory_file("input")
 
 
-def test_a_shortage_of_descriptors_is_no_lack_of_pidfds(monkeypatch):
+def test_shortage_of_descriptors_does_not_disable_pidfds(monkeypatch):
     """It passes: what is found out while none is left is not remembered."""
     monkeypatch.setattr(system_calls, "_has_pidfds", [])
     open_it = os.pidfd_open
@@ -322,7 +322,7 @@ def test_a_python_without_ctypes_is_refused_with_the_remedy(database, tmp_path, 
             JobManager(database, slots=1)
 
 
-def test_a_python_without_sqlite_is_told():
+def test_python_without_sqlite_gets_one_clear_line():
     """One that was built without it ends with a line that names the module."""
     source = "import sys; sys.modules['_sqlite3'] = None; from jobcore import JobManager"
     ended = subprocess.run(

@@ -165,7 +165,7 @@ def test_directory_with_another_mode_concerns_its_own_job(
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_strange_files_in_directories_concern_their_own_jobs(
+def test_irregular_files_affect_only_their_own_jobs(
     database, clock, jobs, scripted, adopted, due, kind
 ):
     """What is no file is neither waited for nor believed; once it is gone the truth is told."""
@@ -182,7 +182,7 @@ def test_strange_files_in_directories_concern_their_own_jobs(
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_strange_files_of_jobs_that_died_concern_them_alone(
+def test_irregular_files_of_dead_jobs_affect_only_those_jobs(
     database, clock, jobs, scripted, adopted, due, kind
 ):
     """A job without a verdict is judged when its files can be read, and not before by guess."""
@@ -205,7 +205,7 @@ def test_strange_files_of_jobs_that_died_concern_them_alone(
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_strange_files_of_jobs_that_start_concern_them_alone(
+def test_irregular_files_of_starting_jobs_affect_only_those_jobs(
     database, clock, jobs, adopted, due, kind
 ):
     """A QUEUED job with something strange in its directory keeps no other from its start."""
@@ -300,7 +300,7 @@ def test_stop_reaches_its_job_while_its_directory_cannot_be_opened(
     assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
 
 
-def test_stop_that_reaches_nobody_says_what_happens_next(running_jobs, monkeypatch):
+def test_error_of_an_undelivered_stop_says_what_happens_next(running_jobs, monkeypatch):
     """It is stored, and is delivered once the directory can be read again."""
     (job,) = start_all(running_jobs, [None]).values()
     real = job_directory.open_directory

@@ -136,7 +136,7 @@ def test_a_planted_journal_is_not_replayed(planted, shared, tmp_path):
 @only_root
 @pytest.mark.parametrize("end", permissions.SIDE_FILES)
 @pytest.mark.parametrize("what", ["a file", "a link", "a FIFO"])
-def test_what_is_planted_beside_an_open_database_is_refused(planted, tmp_path, end, what):
+def test_file_planted_beside_an_open_database_is_refused(planted, tmp_path, end, what):
     """Each connection that is made later looks at what is beside the file before SQLite does."""
     database, data = planted
     opened = Database(database, trust_directory=True)
@@ -157,7 +157,7 @@ def test_what_is_planted_beside_an_open_database_is_refused(planted, tmp_path, e
     opened.close()
 
 
-def test_a_side_file_that_is_just_being_removed_is_no_obstacle(database, monkeypatch):
+def test_vanishing_side_file_does_not_prevent_opening(database, monkeypatch):
     """A database is opened though another process, which closes it, removes a file meanwhile."""
     Database(database).close()
     log = os.fspath(database) + "-wal"
@@ -397,7 +397,7 @@ def test_a_path_is_resolved_as_the_system_does(tmp_path, monkeypatch, path):
     assert permissions.resolve(path) == os.path.realpath(path)
 
 
-def test_a_circle_of_links_is_told(tmp_path):
+def test_cycle_of_links_is_an_error(tmp_path):
     """Links that lead to each other are an error, and no endless search."""
     os.symlink("b", tmp_path / "a")
     os.symlink("a", tmp_path / "b")
@@ -493,7 +493,7 @@ def test_a_file_that_is_refused_stays_as_it_is(tmp_path, what):
     assert snapshot(tmp_path) == before
 
 
-def test_no_database_is_made_beside_a_strange_root(tmp_path):
+def test_no_database_is_created_beside_an_invalid_root(tmp_path):
     """Where a link has the name of the directory of job directories nothing is made."""
     os.symlink("/etc", tmp_path / "jobs.db.jobs")
 

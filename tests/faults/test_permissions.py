@@ -106,7 +106,7 @@ def umask(mask):
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777], ids=oct)
-def test_what_a_running_job_leaves_is_private(tmp_path, mask):
+def test_files_of_a_running_job_are_private(tmp_path, mask):
     """Every file of database and job directory is 0600, every directory 0700, under any umask."""
     place = tmp_path / "place"
     place.mkdir()
@@ -139,7 +139,7 @@ def test_what_a_running_job_leaves_is_private(tmp_path, mask):
 
 
 @only_root
-def test_a_umask_that_keeps_its_owner_out_is_no_obstacle():
+def test_umask_0777_does_not_lock_the_owner_out():
     """A user who is not root can use, and open again, what was made under umask 0777."""
     place = tempfile.mkdtemp(prefix="jobcore-test-")
     os.chown(place, STRANGER, STRANGER)
@@ -195,7 +195,7 @@ FOREIGN = pytest.param("another user's", marks=only_root)
 @pytest.mark.parametrize(
     "what", ["a link", "a link to nothing", "a file", FOREIGN, "0o720", "0o702", "0o750", "0o701"]
 )
-def test_a_strange_root_is_refused_before_anything_is_written_or_run(tmp_path, what):
+def test_invalid_root_is_refused_before_any_write_or_start(tmp_path, what):
     """No job of the queue starts, and not a byte, mode or owner is changed, here or elsewhere."""
     database = str(tmp_path / "jobs.db")
     with JobManager(database, slots=0) as jobs:
@@ -210,7 +210,7 @@ def test_a_strange_root_is_refused_before_anything_is_written_or_run(tmp_path, w
 
 
 @pytest.mark.parametrize("what", ["a link", "a link to nothing", "a directory", "a FIFO", "no id"])
-def test_a_strange_store_is_refused(tmp_path, what):
+def test_invalid_store_id_file_is_refused(tmp_path, what):
     """What has the name of the store's id and is none is not followed, and stays as it is."""
     database = str(tmp_path / "jobs.db")
     with JobManager(database, slots=0) as jobs:
@@ -232,7 +232,7 @@ def test_a_strange_store_is_refused(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["a link", "a file", FOREIGN, "0o701"])
-def test_a_job_whose_directory_is_strange_does_not_start(tmp_path, what, caplog):
+def test_job_with_an_invalid_directory_does_not_start(tmp_path, what, caplog):
     """It stays QUEUED, others run, nothing is written there; once it is gone the job runs."""
     database = str(tmp_path / "jobs.db")
     with JobManager(database, slots=0) as jobs:
@@ -259,7 +259,7 @@ def test_a_job_whose_directory_is_strange_does_not_start(tmp_path, what, caplog)
 
 
 @pytest.mark.parametrize("what", ["a link", "0o777", FOREIGN])
-def test_nothing_is_said_of_a_job_whose_directory_is_strange(jobs, scripted, tmp_path, what):
+def test_running_job_with_an_invalid_directory_is_not_judged(jobs, scripted, tmp_path, what):
     """A RUNNING job is not judged by what is not its own; who would stop it is told."""
     one = scripted()
     one.write(b"line\n")
@@ -329,7 +329,7 @@ def test_a_backup_can_be_used_and_is_made_private(closed, tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o755], ids=oct)
-def test_what_others_could_read_is_made_private(closed, mode, caplog):
+def test_file_readable_by_others_is_made_private(closed, mode, caplog):
     """Environments and secrets stand in it; the host's log says that it was so."""
     os.chmod(closed, mode)
     with caplog.at_level("WARNING", logger="jobcore"), JobManager(closed, slots=0) as jobs:
@@ -341,7 +341,7 @@ def test_what_others_could_read_is_made_private(closed, mode, caplog):
 
 @pytest.mark.parametrize("end", ["", "-wal"])
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777], ids=oct)
-def test_what_others_could_write_is_refused(closed, tmp_path, mode, end):
+def test_file_writable_by_others_is_refused(closed, tmp_path, mode, end):
     """Who writes to the file says what is run: it is not used, nor changed, and told what to do."""
     open(closed + end, "ab").close()
     os.chmod(closed + end, mode)
@@ -363,7 +363,7 @@ def test_a_database_of_another_user_is_refused(closed, tmp_path):
     assert everything(tmp_path) == before
 
 
-def test_who_may_enter_a_root_and_what_is_wanted_is_told(closed):
+def test_root_with_another_mode_is_refused_with_the_remedy(closed):
     """Whoever restored a backup with another mode is told what to do."""
     os.chmod(closed + ".jobs", 0o755)
 
@@ -552,7 +552,7 @@ def test_no_option_is_ever_sql(database, place):
     assert place.status is Status.RUNNING
 
 
-def test_what_is_stored_comes_back_as_it_was(jobs, database):
+def test_stored_text_comes_back_unchanged(jobs, database):
     """Names, types, data and log lines hold any text, and are nothing but text."""
     for text in INJECTIONS:
         job = jobs.start_job(jobs.create_job(text, name=text, data={"x": text}).id)
@@ -588,7 +588,7 @@ def test_words_of_a_command_are_passed_as_they_are(running_jobs, tmp_path):
     assert not os.path.exists(tmp_path / "ran")
 
 
-def test_what_a_shell_is_given_is_one_text(running_jobs, tmp_path):
+def test_shell_command_is_a_single_word(running_jobs, tmp_path):
     """Only with `shell=True` a shell reads the command, and then it is a single word for it."""
     plain = running_jobs.submit(["echo $(touch ran)"], cwd=str(tmp_path))
     shell = running_jobs.submit("echo 'a  b'", shell=True)

@@ -50,7 +50,7 @@ def test_a_tree_that_ignores_sigterm_is_gone_after_its_grace(database, who):
     assert (job.end_time - job.stop_requested).total_seconds() >= GRACE
 
 
-def test_a_stop_in_vain_twice_is_one_stop(running_jobs):
+def test_repeated_stop_is_one_stop(running_jobs):
     """Asking again changes nothing; a shorter grace is taken, a longer one is not."""
     job = running_jobs.submit(TREE_THAT_IGNORES_SIGTERM, grace=300)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"

@@ -89,7 +89,7 @@ def test_stopped_supervisor_of_a_dead_host_is_woken(database, gate):
 
 
 @pytest.mark.parametrize("ask", [JobManager.stop_job, JobManager.wait])
-def test_who_waits_wakes_it_where_no_manager_runs_jobs(database, gate, ask):
+def test_waiting_wakes_a_stopped_supervisor_without_a_worker(database, gate, ask):
     """A stop, or a wait, is enough: `jobcore stop` and `jobcore wait` need no `jobcore work`."""
     with JobManager(database, slots=1) as running:
         job = running.submit(["sh", "-c", HELD], env={"GATE": gate}, grace=0.1)

@@ -65,7 +65,7 @@ def test_a_killed_supervisor_makes_its_job_lost(running_jobs, database):
     assert [stream for stream, _ in lines[1:]] == ["system"]
 
 
-def test_what_a_killed_supervisor_leaves_is_killed(running_jobs, database):
+def test_orphans_of_a_killed_supervisor_are_killed(running_jobs, database):
     """Descendants that outlive the supervisor are gone when the job is final."""
     job = running_jobs.submit(TREE_THAT_IGNORES_SIGTERM)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"

@@ -69,7 +69,7 @@ def failing(jobs, key):
 
 
 @pytest.mark.usefixtures("quick_failures")
-def test_dispatcher_whose_every_round_raises_is_told(database, clock, monkeypatch):
+def test_waiters_get_the_error_of_a_failing_dispatcher(database, clock, monkeypatch):
     """Each way to wait raises a typed error with the cause; `check` shows it; it recovers."""
     with JobManager(database, slots=1, clock=clock) as jobs:
         monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
@@ -86,7 +86,7 @@ def test_dispatcher_whose_every_round_raises_is_told(database, clock, monkeypatc
         assert jobs.wait(job.id, PATIENCE).status is Status.COMPLETE
 
 
-def test_failure_is_not_told_before_it_lasts(database, clock, monkeypatch):
+def test_short_failure_is_not_raised_in_waiters(database, clock, monkeypatch):
     """Three failures within a moment are none that a waiter hears of."""
     with JobManager(database, slots=1, clock=clock) as jobs:
         monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
@@ -98,7 +98,7 @@ def test_failure_is_not_told_before_it_lasts(database, clock, monkeypatch):
 
 @pytest.mark.usefixtures("quick_failures")
 @pytest.mark.parametrize("error", [DatabaseFull("full"), OSError(errno.ENOSPC, "full")])
-def test_full_disk_is_never_told_to_waiters(database, clock, monkeypatch, error):
+def test_full_disk_is_never_raised_in_waiters(database, clock, monkeypatch, error):
     """A database that is full, busy or read-only is waited for, as long as it takes."""
 
     def fail():
@@ -127,7 +127,7 @@ def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch
 
 
 @pytest.mark.usefixtures("quick_failures")
-def test_job_whose_directory_cannot_be_read_is_told(database, clock):
+def test_waiter_gets_the_error_of_an_unreadable_directory(database, clock):
     """A QUEUED job in a directory of another mode: its waiters hear what to do about it."""
     with JobManager(database, slots=0) as before:
         job = before.submit(["true"])
@@ -143,7 +143,7 @@ def test_job_whose_directory_cannot_be_read_is_told(database, clock):
         assert jobs.wait(job.id, PATIENCE).status is Status.COMPLETE
 
 
-def test_ended_job_whose_directory_cannot_be_read_is_told(clock, scripted, jobs):
+def test_waiter_gets_the_error_of_an_ended_jobs_unreadable_directory(clock, scripted, jobs):
     """A job without a supervisor whose files cannot be read: any manager tells its waiters."""
     one = scripted()
     one.started()
@@ -257,7 +257,7 @@ def test_process_without_an_interpreter_is_refused_at_once(database, monkeypatch
 
 
 @pytest.mark.parametrize("program", ["/bin/true", "/bin/cat", "/bin/sh", "cat"])
-def test_what_is_not_an_interpreter_is_told_at_once(database, clock, program):
+def test_wrong_interpreter_is_reported_at_once(database, clock, program):
     """The first waiter hears of it: without three failures, and without ten seconds."""
     before = descriptors()
     with JobManager(database, slots=1, clock=clock, python=program) as jobs:
@@ -306,6 +306,6 @@ def test_program_that_starts_itself_stops_at_the_first(tmp_path):
     assert started.read_text() == "xx"
 
 
-def test_clock_of_a_test_moves_what_waiters_are_told():
+def test_persistent_failure_is_timed_by_the_managers_clock():
     """The seconds that a failure has to last are those of the manager's clock, too."""
     assert ManualClock().monotonic() >= PERSISTENT_SECONDS

@@ -51,7 +51,7 @@ def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeyp
         assert 75 <= (job.end_time - job.start_time).total_seconds() < 76
 
 
-def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scripted, monkeypatch):
+def test_orphan_of_another_user_is_recorded_as_unreaped(jobs, scripted, monkeypatch):
     """What runs as another user stays where a supervisor was killed, and the row has its pid."""
     run = scripted()
     run.started(pid_namespace=system_calls.pid_namespace())
@@ -73,7 +73,7 @@ def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scr
         end(left)
 
 
-def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
+def test_command_of_another_user_does_not_crash_the_supervisor(monkeypatch):
     """A command that has become another user's is passed over, and named when time is over."""
     command = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 
@@ -96,7 +96,7 @@ def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
         end(command)
 
 
-def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
+def test_reused_pid_is_not_signalled(monkeypatch):
     """Between the look at /proc and the signal the pid was given away: the cookie is looked at."""
     innocent = sleeping("another")
     found = [[innocent.pid], [], []]
@@ -109,7 +109,7 @@ def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
         end(innocent)
 
 
-def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
+def test_vanished_pid_is_not_a_survivor(monkeypatch):
     """A process that has ended between the two is simply gone."""
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -119,7 +119,7 @@ def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
     assert orphans.kill("mine") == ()
 
 
-def test_a_pid_that_held_a_lock_a_moment_ago_is_let_alone():
+def test_former_lock_holder_is_not_signalled():
     """Who is to be woken, or ended, for a lock that it holds is asked for that lock once more."""
     innocent = sleeping("another")
     gone = subprocess.Popen(["true"])

@@ -89,7 +89,7 @@ def test_no_change_shows_a_value_of_the_environment(jobs):
     assert {"redact", "stdin", "env.KEY", "command"} <= set(changes[-1].fields)
 
 
-def test_dry_run_tells_the_same_and_changes_nothing(jobs):
+def test_dry_run_returns_the_same_changes_and_writes_nothing(jobs):
     """Not even a workspace is made."""
     told = jobs.apply(BOTH, dry_run=True)
     with pytest.raises(PipelineFileError, match=r"report\.triggered_by"):
@@ -199,7 +199,7 @@ def test_requirements_are_applied_and_keep_what_was_met(jobs):
     assert jobs.get_pipeline(ids["last"]).triggered_by == ["a"]
 
 
-def test_pruned_pipeline_is_no_source_any_more(jobs):
+def test_pruned_pipeline_is_an_unknown_source(jobs):
     """A name that only a pruned pipeline has is unknown."""
     jobs.apply(BOTH)
     with pytest.raises(PipelineFileError, match=r"report\.triggered_by"):
@@ -222,7 +222,7 @@ def test_pause_and_next_tick_stay(jobs, clock):
     assert jobs.get_pipeline(load.pipeline_id).next_tick == resumed.next_tick
 
 
-def test_umask_of_whoever_applies_is_no_difference(jobs, monkeypatch):
+def test_umask_of_the_caller_is_not_a_difference(jobs, monkeypatch):
     """The same file is the same for each user."""
     jobs.apply(BOTH)
     monkeypatch.setattr("jobcore.command.current_umask", lambda: 0o077)

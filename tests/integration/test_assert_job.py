@@ -26,7 +26,7 @@ def failure(*args, **expected):
     return str(failed.value).splitlines()
 
 
-def test_what_is_so_passes_and_is_returned(jobs, job):
+def test_matching_facts_pass_and_return_the_job(jobs, job):
     """Each argument alone, all together, and none; the job is read anew."""
     stale = job.model_copy(update={"status": Status.QUEUED})
 
@@ -44,7 +44,7 @@ def test_what_is_so_passes_and_is_returned(jobs, job):
         assert assert_job(str(job.id), **expected) == job
 
 
-def test_what_differs_is_said_first(job):
+def test_differences_come_first(job):
     """Every difference has a line, before the story of the job."""
     told = failure(job, status="COMPLETE", exit_code=0, reason=None)
 
@@ -57,7 +57,7 @@ def test_what_differs_is_said_first(job):
     ]
 
 
-def test_a_failure_tells_the_jobs_story(job):
+def test_failure_shows_status_history_and_log(job):
     """Status, history and log of the job stand in the message."""
     told = "\n".join(failure(job, exit_code=None))
 
@@ -90,7 +90,7 @@ Log:
         (re.compile("^oad"), "no line of the log matches '^oad'"),
     ],
 )
-def test_what_is_wrong_with_a_log_is_said(job, log, said):
+def test_wrong_log_line_is_named(job, log, said):
     """The first line that differs is named; a text or pattern that no line has, too."""
     assert failure(job, log=log)[1] == said
 
@@ -127,7 +127,7 @@ def test_the_manager_is_found_or_named(jobs, job, tmp_path):
 
 
 @pytest.mark.parametrize("log", [["a", "c"], ["a"], ["a", "b", "c"]])
-def test_a_failure_says_what_a_list_leaves_out(running_jobs, log):
+def test_failure_counts_the_system_lines_left_out(running_jobs, log):
     """jobcore's own lines are in the log, and in no list: it says how many."""
     made = running_jobs.submit(["sh", "-c", "printf 'a\\nb\\n'; exec sleep 300"])
     lines = running_jobs.follow(made.id, timeout=60)

@@ -77,7 +77,7 @@ def test_backup_is_for_this_user_alone(jobs, tmp_path):
     assert modes == [0o600, 0o700, 0o600]
 
 
-def test_backup_replaces_only_what_it_is_told_to(jobs, database, tmp_path):
+def test_backup_replaces_a_file_only_on_request(jobs, database, tmp_path):
     """Never the database itself, by no name."""
     copy = tmp_path / "copy.db"
     jobs.backup(copy)
@@ -136,7 +136,7 @@ def test_others_write_during_a_backup(jobs, database, tmp_path, monkeypatch):
     assert jobs.get_job(seen[0]).status is Status.QUEUED
 
 
-def test_backup_on_the_command_line_says_what_is_in_it(jobs, database, tmp_path):
+def test_backup_command_prints_the_content(jobs, database, tmp_path):
     """In fields, or in JSON."""
     end(jobs, jobs.create_job("TASK"))
     path = str(tmp_path / "copy.db")

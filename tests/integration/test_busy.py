@@ -24,7 +24,7 @@ def jobs(database):
         yield manager
 
 
-def test_writers_are_told_at_once(jobs):
+def test_writes_raise_database_busy_at_once(jobs):
     """What writes raises DatabaseBusy and does nothing; what reads works."""
     job = jobs.create_job("TASK")
     with busy(jobs):
@@ -84,7 +84,7 @@ def test_every_manager_of_the_file_gives_up(jobs, database, tmp_path):
         assert other.submit(["true"]).status is Status.QUEUED
 
 
-def test_an_error_inside_goes_on_and_nothing_is_left(database):
+def test_error_in_the_block_releases_the_lock(database):
     """Lock, patience and descriptors are given back, however the block ends."""
     before = descriptors()
     with JobManager(database, slots=0, busy_timeout=HOUR) as jobs:
@@ -97,7 +97,7 @@ def test_an_error_inside_goes_on_and_nothing_is_left(database):
     assert descriptors() == before
 
 
-def test_what_cannot_be_locked_is_said(jobs, database, tmp_path):
+def test_unlockable_file_raises(jobs, database, tmp_path):
     """A lock that somebody holds is DatabaseBusy; a file that is not there is not made."""
     with busy(jobs), pytest.raises(DatabaseBusy), busy(database, timeout=0.01):
         pass

@@ -379,7 +379,7 @@ def test_renaming_closes_no_circle(jobs):
     assert jobs.update_pipeline(made.id, name="A").triggered_by == ["c"]
 
 
-def test_what_is_no_circle_is_allowed(jobs):
+def test_acyclic_chains_are_allowed(jobs):
     """Diamonds, other workspaces and circles that were opened are fine."""
     elsewhere = jobs.create_workspace("elsewhere")
     jobs.create_pipeline("a", ["true"], workspace_id=elsewhere.id)
@@ -397,7 +397,7 @@ def test_what_is_no_circle_is_allowed(jobs):
     assert jobs.update_pipeline(a.id, triggered_by=["b"]).triggered_by == ["b"]
 
 
-def test_an_update_of_something_else_is_no_circle(jobs):
+def test_unrelated_update_is_not_a_cycle(jobs):
     """A pipeline is not its own source: changing it again and again is allowed."""
     jobs.create_pipeline("a", ["true"])
     made = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
@@ -407,7 +407,7 @@ def test_an_update_of_something_else_is_no_circle(jobs):
 
 
 @pytest.mark.parametrize("names", ["extract", b"extract", [b"extract"], [None], 5])
-def test_names_that_are_none_are_refused(jobs, names):
+def test_invalid_source_names_are_refused(jobs, names):
     """`triggered_by` is a list of names: a single text is refused, not taken letter by letter."""
     with pytest.raises(CommandError):
         jobs.create_pipeline("p", ["true"], triggered_by=names)

@@ -137,7 +137,7 @@ def test_claim_without_a_type_is_refused(jobs, kind):
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), "1", True])
-def test_time_out_that_is_no_number_is_refused(jobs, timeout):
+def test_invalid_timeout_is_refused(jobs, timeout):
     """It is told before anything is claimed."""
     jobs.create_job("ELT")
     with pytest.raises(ValueError, match="timeout must be"):

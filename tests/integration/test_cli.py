@@ -327,7 +327,7 @@ def test_real_time_signal_makes_the_exit_code_128_plus_its_number(cli, number, n
         (["--cwd", "/no/such/directory", "--", "true"], 126, "/no/such/directory"),
     ],
 )
-def test_run_says_why_a_command_cannot_start(cli, words, code, said):
+def test_run_prints_why_a_command_cannot_start(cli, words, code, said):
     """The reason is a line on stderr, the exit code that of a shell; stdout stays clean."""
     out, err = cli("run", *words, code=code)
 
@@ -487,7 +487,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
     assert cli.wait().exit_code == 4
 
 
-def test_a_command_that_removes_the_database_goes_on(cli):
+def test_run_survives_removal_of_the_database(cli):
     """As `git clean -fdx` does in a build: `run` ends with what is true, and the build goes on."""
     survived = cli.folder / "survived"
     removes = (
@@ -735,7 +735,7 @@ def ended(cli, clock):
     return make
 
 
-def test_prune_says_what_would_go_and_removes_it(cli, ended):
+def test_prune_dry_run_lists_the_jobs_that_prune_removes(cli, ended):
     """A dry run lists jobs like `list`; the real one prints how many went."""
     week, day, now = ended(8 * 86_400, 1), ended(2 * 86_400, 0), ended(0, 1)
 
@@ -754,7 +754,7 @@ def test_prune_says_what_would_go_and_removes_it(cli, ended):
 
 
 @pytest.mark.parametrize("age", ["-1", "30 d", "nan", "1e3", "soon", "", "1y"])
-def test_prune_refuses_what_is_no_age(cli, queue, ended, age):
+def test_prune_refuses_an_invalid_age(cli, queue, ended, age):
     """A mistyped age is one line and removes nothing."""
     ended(60, 0)
     out, err = cli("prune", f"--older-than={age}", code=2)
@@ -782,7 +782,7 @@ def test_doctor_prints_a_line_for_each_check_and_exits_by_them(cli, queue):
     assert [one["check"] for one in found if one["verdict"] == "wrong"] == ["modes"]
 
 
-def test_doctor_examines_what_nobody_else_opens(cli):
+def test_doctor_examines_missing_and_foreign_files(cli):
     """A file that is missing, or no database, has its finding; nothing is made."""
     assert "No such file" in cli("doctor", code=1)[0]
     assert os.listdir(cli.folder) == ["gate"]
@@ -952,7 +952,7 @@ def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_a_wrong_value_is_told_with_its_option_and_what_is_allowed(cli, words, allowed):
+def test_error_of_a_wrong_value_names_option_and_choices(cli, words, allowed):
     """It is one line, shows the value as it was given, and names the help."""
     place = next(
         n for n, word in enumerate(words) if word.startswith("--") and word != "--older-than"
@@ -981,7 +981,7 @@ def test_a_wrong_option_is_explained(cli, words):
     assert re.fullmatch(r"jobcore: .+; see jobcore.* --help\n", err)
 
 
-def test_missing_file_for_standard_input_is_told(cli):
+def test_missing_stdin_file_is_reported_in_the_log(cli):
     """The log says that it is missing, and not which it is: a path may be a secret."""
     cli("run", "--stdin", "no such", "--", "cat", code=126)
     log, _ = cli("logs", str(cli.only_job().id))
@@ -1094,7 +1094,7 @@ def test_a_full_output_is_one_line(cli, queue):
     assert err == "jobcore: [Errno 28] No space left on device\n"
 
 
-def test_a_closed_output_harms_nothing(cli):
+def test_closed_stdout_does_not_disturb_run(cli):
     """With stdout closed by the shell, `run` does its work, and the database stays one."""
     line = f'"{sys.executable}" -m jobcore run -- echo unheard >&-'
     subprocess.run(["sh", "-c", line], env=cli.env, cwd=cli.folder, check=True, timeout=PATIENCE)

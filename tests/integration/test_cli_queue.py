@@ -88,7 +88,7 @@ def test_filters_choose_what_can_be_stopped(cli, jobs):
     assert statuses(jobs)[-1] == "STOPPED"
 
 
-def test_terminal_is_told_which_jobs_stop_by_their_numbers(jobs, database):
+def test_terminal_names_stopping_jobs_by_number(jobs, database):
     """A person names a job by its number, not by its ID."""
     task(jobs)
     jobs.start_job(task(jobs).id, owner=None)

@@ -142,7 +142,7 @@ def test_submit_with_a_key_can_be_repeated(cli, database):
     assert len(drained(database)) == 3
 
 
-def test_terminal_is_told_the_number(database):
+def test_submit_prints_the_number_on_a_terminal(database):
     """A person types the number rather than the ID."""
     (shown,) = on_a_terminal(database, [["submit", "--", "true"]])
     with JobManager(database, slots=0) as jobs:

@@ -251,7 +251,7 @@ def test_elapsed_time_of_a_running_job_is_shown(database):
 # --- options -----------------------------------------------------------------------
 
 
-def test_database_may_be_named_behind_the_command(tmp_path):
+def test_database_option_works_after_the_command(tmp_path):
     """`--db` works on both sides of the command's name, and the last one is taken."""
     other, mine = str(tmp_path / "other.db"), str(tmp_path / "mine.db")
     with JobManager(mine, slots=0) as jobs:
@@ -333,7 +333,7 @@ def test_commands_collect_garbage_but_not_what_they_import(database, jobs):
 # --- run ---------------------------------------------------------------------------
 
 
-def test_run_says_the_id_on_request(database):
+def test_run_prints_the_id_on_request(database):
     """`--print-id` names the job on stderr, and leaves stdout to its log."""
     out, err = ended(start(database, "run", "--print-id", "--", "echo", "hi"))
     with JobManager(database, slots=0) as jobs:

@@ -78,7 +78,7 @@ def test_log_gets_json_lines(database, queued):
 
 
 @pytest.mark.parametrize("abstract", [True, False])
-def test_systemd_is_told_when_it_is_ready_and_when_it_stops(database, tmp_path, abstract):
+def test_systemd_is_notified_of_start_and_stop(database, tmp_path, abstract):
     """READY=1 once the database is open, STOPPING=1 at the signal."""
     address = f"\0{tmp_path}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service:
@@ -94,7 +94,7 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(database, tmp_path, 
     assert (process.returncode, "no more jobs are started; 0 running" in err) == (0, True)
 
 
-def test_missing_service_manager_is_told_and_harms_nothing(monkeypatch, capsys, tmp_path):
+def test_missing_service_manager_is_only_reported(monkeypatch, capsys, tmp_path):
     """A stale variable does not keep the worker from working."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     worker.notify("READY=1")

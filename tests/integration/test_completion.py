@@ -136,7 +136,7 @@ def test_retry_of_a_pipeline_is_waited_for(database, clock):
     assert [(job.attempt, job.status) for job in ended] == [(3, Status.COMPLETE)]
 
 
-def test_a_deleted_retry_is_no_attempt(jobs):
+def test_deleted_retry_does_not_count_as_an_attempt(jobs):
     """The attempt before it is the last one again."""
     first = jobs.create_job("TASK")
     end(jobs, first, 1)
@@ -148,7 +148,7 @@ def test_a_deleted_retry_is_no_attempt(jobs):
 # --- errors ----------------------------------------------------------------------------
 
 
-def test_wrong_arguments_are_told_at_the_call(jobs):
+def test_wrong_arguments_raise_at_the_call(jobs):
     """Unknown jobs too, but in an event loop at the first `anext()`."""
     job = task(jobs)
     for call in (jobs.as_completed, jobs.as_completed_async):
@@ -181,7 +181,7 @@ def test_time_is_for_the_whole_iteration(jobs):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_deleted_job_is_told_with_its_id(jobs, many, monkeypatch):
+def test_deleted_job_raises_with_its_id(jobs, many, monkeypatch):
     """Also where jobs are too many to examine each of them at every look."""
     if many:
         monkeypatch.setattr(completion, "ALWAYS_EXAMINED", 0)
@@ -256,7 +256,7 @@ def test_ten_thousand_are_found_by_looks_not_by_jobs(statements, jobs):
     assert max(one.count(",") for one in read) < 2000
 
 
-def test_who_waits_idly_touches_no_table(statements, jobs, monkeypatch):
+def test_idle_waiter_reads_no_table(statements, jobs, monkeypatch):
     """Between commits a waiter executes nothing but the question whether there was one."""
     steps = []
     step = completion.CompletionWaiter.step

@@ -116,7 +116,7 @@ def test_list_of_pipelines_has_all_but_the_damaged_ones(database, jobs, what):
                 assert rows_found(database).verdict == "wrong", column
 
 
-def test_page_is_filled_from_behind_a_damaged_row(database, jobs):
+def test_page_continues_after_a_damaged_row(database, jobs):
     """Pages keep their length, and the next one goes on where the last one ended."""
     made = [jobs.create_job("TASK") for _ in range(10)]
     for number in (2, 5, 6):
@@ -144,7 +144,7 @@ def test_row_that_was_repaired_is_missing_no_more(database, jobs):
     assert jobs.list_damaged_rows() == []
 
 
-def test_damaged_row_is_told_once(database, clock, caplog):
+def test_damaged_row_is_logged_once(database, clock, caplog):
     """The log hears of it when it begins, when its cause changes, and once an hour."""
     caplog.set_level(logging.WARNING, "jobcore")
     with JobManager(database, slots=0, clock=clock) as jobs:
@@ -287,7 +287,7 @@ def test_damaged_row_keeps_no_subscriber_from_the_other_events(jobs, caplog, at)
 @pytest.mark.parametrize(
     "words", [["list"], ["list", "--limit", "1"], ["prune", "--older-than", "0s", "--dry-run"]]
 )
-def test_command_line_says_what_a_list_leaves_out(database, jobs, words):
+def test_list_command_reports_damaged_rows(database, jobs, words):
     """On stderr, with the first of them by name; stdout has the others."""
     good, *bad = (
         jobs.finish_job(jobs.start_job(jobs.create_job("TASK").id).id, 0) for _ in range(3)
@@ -301,7 +301,7 @@ def test_command_line_says_what_a_list_leaves_out(database, jobs, words):
     assert "and 1 more; `jobcore doctor` lists what is damaged" in said
 
 
-def test_command_line_says_what_a_history_leaves_out(database, jobs):
+def test_history_command_reports_damaged_entries(database, jobs):
     """The entries that can be read are shown."""
     job = jobs.start_job(jobs.create_job("TASK").id)
     sql(database, "UPDATE transition SET at = 'garbage' WHERE to_status = 'RUNNING'")
@@ -529,7 +529,7 @@ def test_sweep_does_not_wait_for_the_end_of_a_damaged_job(
 
 @pytest.mark.parametrize("what", GARBAGE)
 @pytest.mark.parametrize("column", ["next_sequence", "loose_bytes", "loose_sequence", "type"])
-def test_task_with_damaged_counters_is_told_as_damage(database, jobs, column, what):
+def test_task_with_damaged_counters_raises_database_corrupt(database, jobs, column, what):
     """Appending, starting and finishing work, or name the damage."""
     job, other = running(jobs), jobs.create_job("TASK")
     for one in (job, other):

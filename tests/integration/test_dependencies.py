@@ -162,7 +162,7 @@ def test_unknown_job_is_refused(jobs, wrong):
 
 
 @pytest.mark.parametrize("wrong", [3, [3], [None], [b"x"]])
-def test_what_is_no_id_is_refused(jobs, wrong):
+def test_invalid_id_is_refused(jobs, wrong):
     with pytest.raises(ArgumentError, match="after must be"):
         jobs.submit(["true"], after=wrong)
 
@@ -395,7 +395,7 @@ def test_very_many_dependents_are_decided_in_steps(jobs, database, code):
         assert connection.execute("SELECT count(*) FROM undecided").fetchone() == (0,)
 
 
-def test_another_manager_goes_on_with_the_rest(jobs, database):
+def test_another_manager_decides_the_rest(jobs, database):
     """A manager with slots finds what is left, though nobody looks at those jobs."""
     first = jobs.create_job("TASK")
     jobs.submit_many([["true"]] * 1200, after=[first.id])

@@ -132,7 +132,7 @@ def test_directory_that_was_kept_by_itself_stays_the_old_release(site, monkeypat
     assert (gone.status, gone.exit_code) == (Status.ERROR, 126)
 
 
-def test_worker_whose_environment_was_deleted_starts_nothing_and_the_new_one_goes_on(site, gate):
+def test_new_worker_replaces_one_whose_environment_was_deleted(site, gate):
     """What runs goes on, the new worker adopts it, and what is queued waits for that worker."""
     python = shutil.copytree(os.path.dirname(sys.executable), site / "venv" / "bin", symlinks=True)
     shutil.copy(f"{sys.prefix}/pyvenv.cfg", site / "venv")

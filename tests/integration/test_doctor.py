@@ -132,7 +132,7 @@ def test_a_file_system_of_several_machines_is_wrong(closed, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["", ".jobs", ".jobs/store"])
-def test_what_others_may_read_is_wrong(closed, end):
+def test_files_readable_by_others_are_wrong(closed, end):
     """A database, its directories and its files are for one user alone."""
     os.chmod(closed + end, os.stat(closed + end).st_mode | 0o040)
 
@@ -142,7 +142,7 @@ def test_what_others_may_read_is_wrong(closed, end):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
-def test_what_another_user_owns_is_wrong(closed):
+def test_files_of_another_user_are_wrong(closed):
     """A root directory that somebody else owns is told twice: it is foreign, and cannot be used."""
     os.chown(closed + ".jobs", 12345, -1)
     found = examine(closed)
@@ -169,7 +169,7 @@ def test_a_large_write_ahead_log_is_noted(closed, monkeypatch):
         ("PRAGMA application_id = 1", "wrong", "another program's database"),
     ],
 )
-def test_another_schema_is_told(closed, statement, verdict, detail):
+def test_other_schema_versions_are_reported(closed, statement, verdict, detail):
     """An older one is noted; a newer one and another program's file are wrong."""
     sql(closed, statement)
     found = examine(closed)["schema"]
@@ -178,7 +178,7 @@ def test_another_schema_is_told(closed, statement, verdict, detail):
     assert detail in found.detail
 
 
-def test_what_is_no_database_is_wrong(database):
+def test_file_that_is_not_a_database_is_wrong(database):
     """An empty file and a text are told apart."""
     open(database, "wb").close()
 
@@ -249,7 +249,7 @@ def test_a_constraint_that_is_not_ours_is_found(database, damage):
     assert (found.verdict, found.detail) == ("wrong", "not as jobcore made them: job")
 
 
-def test_an_id_that_is_none_is_found(scripted, database):
+def test_invalid_stored_id_is_reported(scripted, database):
     """What no jobcore has written does not end the examination."""
     scripted()
     sql(database, "DROP TRIGGER job_keeps_its_id")
@@ -260,7 +260,7 @@ def test_an_id_that_is_none_is_found(scripted, database):
     assert doctor.examine(database)[-1].check == CHECKS[-1]
 
 
-def test_a_missing_or_strange_root_is_told(closed, tmp_path):
+def test_missing_or_foreign_root_is_reported(closed, tmp_path):
     """No root is what a backup has; another database's is a mistake."""
     shutil.move(closed + ".jobs", tmp_path / "away")
 
@@ -274,7 +274,7 @@ def test_a_missing_or_strange_root_is_told(closed, tmp_path):
     assert examine(closed)["store"].detail == f"{closed}.jobs belongs to another database"
 
 
-def test_a_root_that_is_a_link_is_told(closed, tmp_path):
+def test_root_that_is_a_link_is_reported(closed, tmp_path):
     """It may lead anywhere; no manager follows it."""
     shutil.move(closed + ".jobs", tmp_path / "away")
     os.symlink(tmp_path / "away", closed + ".jobs")
@@ -293,7 +293,7 @@ def _put(path, content):
      lambda path: _put(path, b"")],
     ids=["directory", "FIFO", "link", "garbage", "empty"],
 )  # fmt: skip
-def test_what_is_no_store_id_is_named_with_a_way_out(closed, tmp_path, make):
+def test_invalid_store_id_is_reported_with_a_remedy(closed, tmp_path, make):
     """The text names the file. Its remedy makes the database usable again."""
     store = f"{closed}.jobs/store"
     os.unlink(store)

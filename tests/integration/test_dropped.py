@@ -39,7 +39,7 @@ def test_dropped_manager_ends_its_threads_and_warns(database):
     until(lambda: descriptors() == before, "the end of all descriptors")
 
 
-def test_job_of_a_dropped_manager_goes_on(database):
+def test_job_of_a_dropped_manager_continues(database):
     """Its supervisor ends the job, and the next manager settles it."""
     made = []
 
@@ -91,7 +91,7 @@ def test_closed_manager_is_dropped_in_silence(database):
     assert dropped(database, lambda jobs: jobs.close(), slots=1) == []
 
 
-def test_manager_is_not_dropped_while_somebody_reads(database):
+def test_iterator_of_lines_keeps_its_manager_alive(database):
     """An iterator of lines is enough to keep its manager, and the job running."""
 
     def lines():

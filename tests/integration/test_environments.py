@@ -45,7 +45,7 @@ def bytes_of(database):
     return read_elsewhere(database)
 
 
-def test_job_gets_the_environment_that_it_says(jobs, database, stage):
+def test_env_from_selects_the_environment(jobs, database, stage):
     """The worker's, or that of the submitter as it was when the job was submitted."""
     stage("submitter")
     made = {
@@ -122,7 +122,7 @@ def test_a_retry_knows_its_attempt_and_a_command_may_name_another_database(runni
     assert (second.attempt, said(running_jobs, second)) == (2, ["2 /elsewhere"])
 
 
-def test_what_belongs_to_one_process_is_not_taken_along(jobs, database, monkeypatch):
+def test_variables_of_one_process_are_left_out(jobs, database, monkeypatch):
     """Variables of a session, a terminal or a service of the submitter do not reach the job."""
     left = [
         "JOBCORE_X", "NOTIFY_SOCKET", "LISTEN_FDS", "INVOCATION_ID", "SSH_AUTH_SOCK", "DISPLAY",

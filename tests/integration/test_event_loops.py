@@ -197,7 +197,7 @@ async def test_a_time_out_ends_a_search_for_rare_events(jobs):
     assert (blocking.after, awaited.after) == (PAGE, PAGE)
 
 
-async def test_a_reader_of_events_is_told_of_each_commit(jobs):
+async def test_event_reader_sees_each_commit(jobs):
     """It waits without a thread; what is cancelled has taken nothing."""
     events = jobs.events_async(0, follow=True, limit=40)
     with anyio.move_on_after(0.05):
@@ -216,7 +216,7 @@ async def test_a_reader_of_events_is_told_of_each_commit(jobs):
     assert got == list(range(1, 41))
 
 
-async def test_what_is_wrong_with_events_is_told(jobs):
+async def test_wrong_event_arguments_raise(jobs):
     """What needs no database at the call, the rest at the first step, and then it is over."""
     for options in ({"after": -1}, {"limit": -1}, {"timeout": "x"}, {"status": "x"}, {"type": 5}):
         with pytest.raises(ArgumentError):
@@ -303,7 +303,7 @@ def held(jobs, scripted, monkeypatch):
     go_on.set()
 
 
-async def test_the_loop_goes_on_while_a_step_blocks(jobs, held):
+async def test_event_loop_runs_while_a_step_blocks(jobs, held):
     """A look that waits for the database holds up the tasks that asked for it, and no others."""
     run, end, go_on = held
     ended = []
@@ -322,7 +322,7 @@ async def test_the_loop_goes_on_while_a_step_blocks(jobs, held):
     assert [job.status for job in ended] == [Status.COMPLETE]
 
 
-async def test_who_is_cancelled_does_not_wait_for_a_step(jobs, held):
+async def test_cancelled_waiter_does_not_wait_for_its_step(jobs, held):
     """A cancelled waiter ends while its step is still under way; the step ends by itself."""
     run, end, go_on = held
     with anyio.fail_after(PATIENCE / 2):
@@ -543,7 +543,7 @@ async def test_a_drain_has_its_time_out(database):
 
 
 @pytest.mark.parametrize("nonsense", [float("nan"), "1", -1.5])
-async def test_wrong_arguments_are_told_at_the_call(jobs, own, nonsense):
+async def test_wrong_arguments_raise_at_the_call(jobs, own, nonsense):
     """What can be known without looking is raised by the call itself, before any `await`."""
     with pytest.raises(ValueError, match="sequence must be"):
         jobs.follow_async(own.id, nonsense)
@@ -557,7 +557,7 @@ async def test_wrong_arguments_are_told_at_the_call(jobs, own, nonsense):
             jobs.wait_all_async([own.id], nonsense)
 
 
-async def test_unknown_and_deleted_jobs_are_told(jobs, own):
+async def test_unknown_and_deleted_jobs_raise(jobs, own):
     """The errors are those of the blocking forms, at the `await`."""
     with pytest.raises(JobNotFound):
         await jobs.wait_async("no-such-job")
@@ -586,7 +586,7 @@ async def test_unknown_and_deleted_jobs_are_told(jobs, own):
 
 
 @pytest.mark.usefixtures("quick_failures")
-async def test_supervisors_that_do_not_start_are_told(database, tmp_path):
+async def test_failing_supervisor_starts_raise_in_waiters(database, tmp_path):
     """Who awaits a job that may never run hears of it."""
     with JobManager(database, slots=1, python=str(tmp_path / "no-python")) as jobs:
         job = await make(jobs.submit, EXIT_3)
@@ -598,7 +598,7 @@ async def test_supervisors_that_do_not_start_are_told(database, tmp_path):
             await jobs.drain_async(PATIENCE)
 
 
-async def test_a_closed_manager_says_so(database):
+async def test_waiting_on_a_closed_manager_raises(database):
     """Waiting on when the manager is closed ends with the typed error, not never."""
     jobs = JobManager(database, slots=0)
     job = await make(jobs.create_job, "TASK")

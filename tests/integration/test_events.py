@@ -67,7 +67,7 @@ def test_each_transition_is_an_event(jobs):
     }
 
 
-def test_an_event_says_what_history_says(jobs):
+def test_events_match_the_history(jobs):
     """The events of a job and its history are the same entries."""
     job = task(jobs)
     jobs.stop_job(job.id)
@@ -80,7 +80,7 @@ def test_an_event_says_what_history_says(jobs):
     assert len(jobs.history(job.id)) == 4  # create, start, stop, finish
 
 
-def test_only_the_end_tells_the_exit_code(jobs):
+def test_only_the_final_event_has_the_exit_code(jobs):
     """An exit code is the end's: events before it do not tell it, though they are read later."""
     jobs.finish_job(task(jobs).id, 7)
 
@@ -105,7 +105,7 @@ def test_an_event_is_json_in_camel_case(jobs):
     assert Event.model_validate_json(last.model_dump_json()).job_id == job.id
 
 
-def test_the_end_tells_the_signal_and_what_came_before_does_not(running_jobs):
+def test_only_the_final_event_has_the_signal(running_jobs):
     """A job's name is in each of its events, its signal and code in the one that has them."""
     job = running_jobs.submit(KILLS_ITSELF, name="victim")
     running_jobs.wait(job.id, PATIENCE)
@@ -117,7 +117,7 @@ def test_the_end_tells_the_signal_and_what_came_before_does_not(running_jobs):
     ]  # fmt: skip
 
 
-def test_now_is_behind_all_there_is(jobs):
+def test_after_now_skips_existing_events(jobs):
     """A reader that begins now gets what comes, and none of what was."""
     jobs.create_job("TASK")
     coming = jobs.events(after="now", follow=True, limit=1)
@@ -133,7 +133,7 @@ def test_now_is_behind_all_there_is(jobs):
 # --- going on, and choosing -------------------------------------------------------
 
 
-def test_a_reader_goes_on_behind_the_last_event(jobs):
+def test_reader_continues_after_the_last_event(jobs):
     """From any id on the rest of the feed comes, in order, over any number of pages."""
     count = 2 * PAGE + 3
     jobs.submit_many([["true"]] * count)
@@ -201,7 +201,7 @@ def test_pages_of_a_scan_limit_have_each_event_once(jobs, scan_limit, follow):
     assert ids(jobs.events(scan_limit=0)) == []
 
 
-def test_none_is_from_now_on(jobs):
+def test_after_none_skips_existing_events(jobs):
     """Behind None comes what happens from this call on."""
     task(jobs)
     followed = jobs.events(None, follow=True)
@@ -211,7 +211,7 @@ def test_none_is_from_now_on(jobs):
     assert next(followed).job_id == job.id
 
 
-def test_what_is_read_ends_where_it_ended_at_the_call(jobs):
+def test_iteration_without_follow_ends_at_the_last_event_of_the_call(jobs):
     """Without `follow` a feed that grows while it is read is read to its end, not for ever."""
     jobs.submit_many([["true"]] * (PAGE + 1))
     got = []
@@ -256,7 +256,7 @@ def test_filters_are_those_of_a_listing(jobs, various, follow):
     assert chosen(status=[]) == []
 
 
-def test_what_is_chosen_comes_across_pages_of_what_is_not(jobs):
+def test_matching_events_are_found_across_pages_without_any(jobs):
     """Pages without any event that is wanted are passed over."""
     jobs.submit_many([["true"]] * 2 * PAGE)
     job = jobs.create_job("TASK")
@@ -283,7 +283,7 @@ def test_what_is_chosen_comes_across_pages_of_what_is_not(jobs):
     ],
     ids=repr,
 )
-def test_what_is_wrong_is_said_at_the_call(jobs, arguments, error):
+def test_wrong_event_arguments_raise_at_the_call(jobs, arguments, error):
     """An argument that is none, or an id that no event had yet, is refused before any `next`."""
     task(jobs)
 
@@ -393,7 +393,7 @@ def test_events_go_with_their_job(jobs):
     assert ids(jobs.events())[2] > 4
 
 
-def test_a_reader_that_was_further_than_what_is_left_goes_on(jobs):
+def test_reader_continues_after_the_newest_events_were_deleted(jobs):
     """That the newest events are gone does not make an id of theirs a wrong one."""
     task(jobs)
     job = task(jobs)
@@ -433,7 +433,7 @@ def _read(database, total, after=0):
         return ids(islice(jobs.events(after, follow=True, timeout=PATIENCE), total - after))
 
 
-def test_no_event_appears_behind_one_that_was_seen(database):
+def test_event_ids_only_grow_for_followers(database):
     """With four processes writing at once, each follower sees every id, each in its turn."""
     JobManager(database, slots=0).close()
     count, writers = 45, 4
@@ -450,7 +450,7 @@ def test_no_event_appears_behind_one_that_was_seen(database):
     assert [reader.result() for reader in readers] == [list(range(1, total + 1))] * 2
 
 
-def test_a_killed_reader_goes_on_with_what_it_stored(database, tmp_path):
+def test_killed_reader_resumes_from_its_stored_id(database, tmp_path):
     """A reader that stores each id once it is done, and is killed anywhere, leaves out none."""
     JobManager(database, slots=0).close()
     cursor = tmp_path / "cursor"

@@ -208,7 +208,7 @@ def test_the_contract_fails_who_breaks_it(tmp_path, monkeypatch, test, make):
         getattr(Held(), test)(tmp_path)
 
 
-def test_the_contract_says_what_it_needs(tmp_path):
+def test_contract_names_the_methods_to_override(tmp_path):
     """Without an executor nothing runs; without a long job its tests are skipped, and say so."""
     with pytest.raises(NotImplementedError, match="make_executor"):
         ExecutorContract().test_it_returns_a_command(tmp_path)

@@ -30,7 +30,7 @@ def is_cancelled(job, seconds):
     )
 
 
-def test_job_behind_a_long_one_expires(database, clock, scripted):
+def test_job_queued_after_a_long_one_expires(database, clock, scripted):
     """It ends at its time, though the manager runs another job; the one after it starts."""
     with JobManager(
         database, slots=1, clock=clock, launcher=scripted, executors={"COMMAND": scripted}
@@ -104,7 +104,7 @@ def test_claim_passes_many_expired_jobs(jobs, clock):
     assert jobs.count_jobs()["STOPPED"] == 350
 
 
-def test_who_looks_sees_the_end(jobs, clock):
+def test_looking_at_an_expired_job_cancels_it(jobs, clock):
     """Without any worker, the job that somebody looks at is cancelled at once."""
     job = jobs.submit(["true"], expires=5)
     clock.advance(4.9)
@@ -115,7 +115,7 @@ def test_who_looks_sees_the_end(jobs, clock):
     assert jobs.retry_job(job.id).expires is None
 
 
-def test_waiters_are_told(database):
+def test_waiter_returns_when_its_job_expires(database):
     """`wait` returns when a manager with slots has cancelled the job."""
     with JobManager(database, slots=1) as jobs, JobManager(database, slots=0) as other:
         long = jobs.submit(["sleep", "600"])

@@ -176,7 +176,7 @@ def test_cut_off_and_deleted_jobs_are_left_out(jobs, other):
         ("\udcff", "line 2 is not a record"),
     ],
 )
-def test_lines_that_are_no_export_are_refused(jobs, other, line, message):
+def test_malformed_export_lines_are_refused(jobs, other, line, message):
     """With the number of the line; jobs before it were created."""
     job = jobs.cancel_job(jobs.create_job("TASK").id)
     lines = list(jobs.export_jobs([job.id]))

@@ -135,7 +135,7 @@ def test_a_value_comes_back_as_it_was(running_jobs, database, value, encoding):
         (functions.forks_and_returns, [], {}, "parent"),
     ],
 )  # fmt: skip
-def test_whatever_can_be_called_is(running_jobs, target, args, kwargs, value):
+def test_every_kind_of_callable_is_called(running_jobs, target, args, kwargs, value):
     """Functions, classes, methods, partial calls and coroutines return what they do anywhere."""
     job = running_jobs.submit_function(target, *args, **kwargs)
 
@@ -263,7 +263,7 @@ def frames(log):
     return [(line.split('"')[1], line.split()[-1]) for line in log if "  File " in line]
 
 
-def test_an_exception_is_told_with_its_traceback(running_jobs):
+def test_exception_is_logged_with_its_traceback(running_jobs):
     """The job is ERROR with exit code 1; its log ends with the function's own frames alone."""
     job = call(running_jobs, functions.fails, "no such key")
     log = lines(running_jobs, job)
@@ -274,7 +274,7 @@ def test_an_exception_is_told_with_its_traceback(running_jobs):
     assert log[-1] == "LookupError: no such key"
 
 
-def test_causes_are_told_too(running_jobs):
+def test_exception_causes_are_logged(running_jobs):
     """An exception raised from another one shows both."""
     log = lines(running_jobs, call(running_jobs, functions.fails_in_turn))
 
@@ -285,7 +285,7 @@ def test_causes_are_told_too(running_jobs):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups yet")
-def test_groups_of_exceptions_are_told_whole(running_jobs):
+def test_exception_groups_are_logged_completely(running_jobs):
     """Each member of a group is in the log."""
     job = call(running_jobs, functions.fails_in_groups)
     log = "\n".join(lines(running_jobs, job))
@@ -307,7 +307,7 @@ def test_groups_of_exceptions_are_told_whole(running_jobs):
         ("tests.functions:log", "TypeError: 'Logger' object is not callable"),
     ],
 )
-def test_what_is_not_found_says_so(running_jobs, name, last):
+def test_missing_function_is_an_error(running_jobs, name, last):
     """A text that leads nowhere makes the job ERROR, without a frame of the caller's."""
     job = call(running_jobs, name)
     log = lines(running_jobs, job)
@@ -392,7 +392,7 @@ def test_stop_ends_the_waiting_for_threads_of_a_function_that_has_ended(running_
 
 
 @pytest.mark.parametrize("how", ["stop", "time-out"])
-def test_what_is_ended_cleans_up(running_jobs, tmp_path, how):
+def test_ended_function_runs_its_clean_up(running_jobs, tmp_path, how):
     """`finally`, threads, `atexit` and buffers have their part, and a second SIGTERM none."""
     path = tmp_path / "said"
     timeout = 3 if how == "time-out" else None
@@ -416,7 +416,7 @@ def test_what_is_ended_cleans_up(running_jobs, tmp_path, how):
         (functions.waits_beside_a_generator, "closed"),
     ],
 )
-def test_what_is_stopped_finishes_what_it_has_begun(running_jobs, target, last):
+def test_stopped_function_finishes_its_clean_up(running_jobs, target, last):
     """Tasks of a loop are cancelled, a pool still works, and a generator is closed."""
     job = running_jobs.submit(function_command(target, grace=60), type="FUNCTION")
     assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"
@@ -427,7 +427,7 @@ def test_what_is_stopped_finishes_what_it_has_begun(running_jobs, target, last):
     assert [line.text for line in running_jobs.logs(job.id)][-1] == last
 
 
-def test_what_a_function_forks_ends_by_sigterm(running_jobs):
+def test_children_of_a_function_end_by_sigterm(running_jobs):
     """Its children are as they would be without jobcore."""
     job = call(running_jobs, functions.forks_what_waits)
 
@@ -563,7 +563,7 @@ def test_a_function_configures_logging_as_any_program_does(
     assert running_jobs.result(job.id) == [level, handlers]
 
 
-def test_what_structlog_prints_arrives_without_colours(running_jobs, monkeypatch):
+def test_structlog_output_has_no_colours(running_jobs, monkeypatch):
     """An unconfigured structlog is plain text, though the host's environment forces colours."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     log = lines(running_jobs, call(running_jobs, functions.logs_by_structlog))
@@ -572,7 +572,7 @@ def test_what_structlog_prints_arrives_without_colours(running_jobs, monkeypatch
     assert log[0].split()[2:] == ["[info", "]", "loaded", "rows=3"]
 
 
-def test_what_is_printed_arrives_to_its_end(running_jobs):
+def test_unflushed_output_is_in_the_log(running_jobs):
     """Text that is not flushed, and has no end of line, is in the log all the same."""
     job = call(running_jobs, functions.leaves_text_unflushed)
 
@@ -598,7 +598,7 @@ def test_a_printed_line_is_there_while_the_function_runs(running_jobs, gate):
     assert lines(running_jobs, ended(running_jobs, job)) == ["said", "more"]
 
 
-def test_redaction_masks_what_a_function_says(running_jobs):
+def test_redaction_masks_output_of_a_function(running_jobs):
     """A secret that a function prints or fails with is masked."""
     command = function_command(functions.fails, ["hunter2"], redact=["hunter2"])
     job = ended(running_jobs, running_jobs.submit(command, type="FUNCTION"))
@@ -635,7 +635,7 @@ def test_commands_have_no_result(running_jobs, program, status):
 
 
 @pytest.mark.parametrize("what", ["a pickle", "one of a newer jobcore", "a FIFO", "a link"])
-def test_what_a_command_leaves_as_a_result_is_not_read(running_jobs, database, tmp_path, what):
+def test_result_file_of_a_command_is_not_unpickled(running_jobs, database, tmp_path, what):
     """Only a function leaves a result: that of another command would be unpickled by the host."""
     make = tmp_path / "make.py"
     make.write_text(MAKE_RESULT)
@@ -649,7 +649,7 @@ def test_what_a_command_leaves_as_a_result_is_not_read(running_jobs, database, t
         running_jobs.result(job.id)
 
 
-def test_before_its_end_there_is_none(running_jobs, jobs):
+def test_unfinished_job_has_no_result(running_jobs, jobs):
     """A QUEUED, a RUNNING and a task have none, and an unknown one is not found."""
     running = running_jobs.submit(SLEEPS)
     next(running_jobs.follow(running.id, timeout=60))
@@ -665,7 +665,7 @@ def test_before_its_end_there_is_none(running_jobs, jobs):
         running_jobs.result("no such id")
 
 
-def test_it_goes_with_its_job(running_jobs, database):
+def test_result_is_deleted_with_its_job(running_jobs, database):
     """A deleted job leaves no value."""
     job = call(running_jobs, functions.gives_back, 1)
     kept = call(running_jobs, functions.gives_back, 2)

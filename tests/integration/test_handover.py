@@ -71,7 +71,7 @@ def test_result_of_a_command_is_what_it_wrote(running_jobs, value):
     ],
     ids=range(7),
 )
-def test_what_is_no_result_is_told_in_the_log(running_jobs, text, why):
+def test_invalid_result_is_reported_in_the_log(running_jobs, text, why):
     """The status of the job is that of its command."""
     job = says(running_jobs, text)
     (line,) = system_lines(running_jobs, job)

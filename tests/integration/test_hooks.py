@@ -106,7 +106,7 @@ def test_hooks_have_no_hooks(jobs):
     assert len(jobs.list_jobs()) == 2
 
 
-def test_cascade_tells_the_hooks_of_each_cancelled_job(jobs):
+def test_cascade_runs_the_hooks_of_each_cancelled_job(jobs):
     """A job that is cancelled because of another has its own `on_stopped`."""
     first = jobs.create_job("TASK")
     waits = jobs.submit(["true"], after=[first.id], on_stopped=["tell"])
@@ -145,7 +145,7 @@ def test_each_way_to_submit_takes_hooks(jobs):
 
 
 @pytest.mark.parametrize("wrong", ["text", 3, [3], [["a"], 3], {"a": 1}])
-def test_what_can_never_run_is_refused(jobs, wrong):
+def test_impossible_command_is_refused(jobs, wrong):
     with pytest.raises(CommandError, match="on_error"):
         jobs.submit(["true"], on_error=wrong)
     with pytest.raises(CommandError, match="on_error"):

@@ -322,7 +322,7 @@ def test_a_user_task_waits_for_its_host(running_jobs, kind):
         running_jobs.start_job(task.id)
 
 
-def test_a_type_of_ones_own_runs_where_it_has_an_executor(manage):
+def test_custom_type_runs_where_it_has_an_executor(manage):
     """Any string is a type: a manager with an executor for it runs it, and no other does."""
     without = manage(slots=1)
     job = without.create_job("my/own type", data={"a": 1})
@@ -353,7 +353,7 @@ def test_a_manager_without_executors_runs_nothing(database):
     assert history == ["create", "start", "finish"]
 
 
-def test_a_manager_of_its_own_jobs_forgets_those_that_are_over(database):
+def test_manager_with_only_own_forgets_ended_jobs(database):
     """It runs all of them, also more than one look asks for, and asks for none twice."""
     with JobManager(database, slots=0) as others:
         left = others.submit(EXIT_0)

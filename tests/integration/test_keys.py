@@ -289,7 +289,7 @@ def test_wrong_arguments_create_nothing(jobs, given, text):
     assert jobs.list_jobs() == []
 
 
-def test_how_a_job_waits_is_shown(jobs):
+def test_queue_fields_of_a_job_are_shown(jobs):
     """Priority, group and expiry are stored, and copied by a retry."""
     made = jobs.submit(["true"], priority=-3, group="gpu", expires=60)
 

@@ -127,7 +127,7 @@ def test_task_of_a_host_counts_though_no_limit_refuses_it(theatre):
     assert starts(jobs) == {"task": 0, "job": 3}
 
 
-def test_paused_jobs_stay_in_the_queue_and_running_ones_go_on(theatre):
+def test_pause_keeps_jobs_queued_and_running_ones_running(theatre):
     jobs, _ = theatre.play(Script([5]), slots=2)
     running = jobs.submit(["x"], group="gpu")
     elapse(jobs, 1)
@@ -146,7 +146,7 @@ def test_paused_jobs_stay_in_the_queue_and_running_ones_go_on(theatre):
 
 
 @pytest.mark.parametrize("scope", [{}, {"group": "gpu"}, {"type": "COMMAND"}], ids=str)
-def test_drain_leaves_paused_jobs_and_says_so(running_jobs, caplog, scope):
+def test_drain_leaves_paused_jobs_and_logs_it(running_jobs, caplog, scope):
     running_jobs.pause(**scope)
     job = running_jobs.submit(EXIT_0, group="gpu")
     running_jobs.drain(PATIENCE)

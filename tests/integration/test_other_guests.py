@@ -91,7 +91,7 @@ assert "SELECT" not in told.getvalue(), told.getvalue()[:2000]
 
 
 @pytest.mark.parametrize("source", [LISTENERS + WORK, LOGS], ids=["listeners", "logs"])
-def test_what_a_host_listens_to_is_not_jobcores(tmp_path, source):
+def test_listeners_of_the_host_do_not_see_jobcore(tmp_path, source):
     """Listeners on SQLAlchemy's classes and its loggers concern the host's own engines alone."""
     run_python(f"import os; os.chdir({str(tmp_path)!r})\n{source}")
 

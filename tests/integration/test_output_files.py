@@ -168,7 +168,7 @@ def fails(monkeypatch, number, *, after=1):
     monkeypatch.setattr(output_file.os, "write", one)
 
 
-def test_what_does_not_fit_waits(copy, monkeypatch, tmp_path):
+def test_output_without_space_waits(copy, monkeypatch, tmp_path):
     """The bytes that could not be written come first, each once."""
     file, said = copy
     with monkeypatch.context() as patch:
@@ -184,7 +184,7 @@ def test_what_does_not_fit_waits(copy, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EFBIG, errno.ESTALE])
-def test_an_error_that_does_not_pass_is_said_once(copy, monkeypatch, number):
+def test_permanent_write_error_is_logged_once(copy, monkeypatch, number):
     """The command is not held back by it: the log has its output."""
     file, said = copy
     fails(monkeypatch, number)
@@ -216,7 +216,7 @@ def test_wrong_combinations_are_refused():
 # --- pty -------------------------------------------------------------------------------
 
 
-def test_command_has_a_terminal_of_its_own(running_jobs):
+def test_command_gets_its_own_terminal(running_jobs):
     """It is stdin, stdout, stderr and the controlling terminal, of the usual size."""
     script = (
         "test -t 0 && test -t 1 && test -t 2 && stty size && echo $TERM && cat && "
@@ -246,7 +246,7 @@ def test_input_that_is_given_is_the_standard_input(running_jobs):
     assert lines == [("output", b"given\r\n")]
 
 
-def test_terminal_that_nobody_has_open_does_not_end(running_jobs):
+def test_terminal_without_an_open_process_stays(running_jobs):
     """A command that leaves its terminal is not hung up, and can come back to it."""
     script = "exec > /dev/null 2>&1 < /dev/null; sleep 0.1; echo back > /dev/tty"
     job, lines = run(running_jobs, Command(script, shell=True, pty=True))

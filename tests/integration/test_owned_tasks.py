@@ -109,7 +109,7 @@ def wait_elsewhere(database, job_id):
         return str(jobs.wait(job_id, 30).reason)
 
 
-def test_manager_that_runs_jobs_sees_dead_hosts_by_itself(database, host):
+def test_sweep_ends_tasks_of_dead_hosts(database, host):
     """Its sweep ends the task; nothing asks for it."""
     one = host()
     with JobManager(database, slots=1) as worker:

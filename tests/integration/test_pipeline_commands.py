@@ -104,7 +104,7 @@ def test_scripts_run_after_the_jobs_of_a_pipeline(running_jobs, database):
     assert outputs() == []
 
 
-def test_list_show_and_schedule_tell_what_is_due(jobs, database):
+def test_list_show_and_schedule_show_due_times(jobs, database):
     """In a pipe with all fields, on a terminal in short; no value of a variable is shown."""
     place = jobs.create_workspace("w")
     b = jobs.create_pipeline("b", ["x", "a b"], schedule="@daily", env={"KEY": "hunter2"})
@@ -182,7 +182,7 @@ def test_run_queues_one_job(jobs, database):
     assert job_id.strip() in err
 
 
-def test_terminal_is_told_the_number_of_a_run(jobs, database):
+def test_pipeline_run_prints_the_number_on_a_terminal(jobs, database):
     """As `submit` tells it."""
     jobs.create_pipeline("p", ["true"])
     (shown,) = on_a_terminal(database, [["pipeline", "run", "p"]])

@@ -84,7 +84,7 @@ def make_sources(jobs, **place):
 # --- workspaces ---------------------------------------------------------------------
 
 
-def test_a_workspace_is_as_it_was_said_and_changed(jobs, clock):
+def test_workspace_keeps_its_fields_and_changes(jobs, clock):
     """Name and properties are kept, changed one by one, and dated."""
     made = jobs.create_workspace("analytics", properties={"domains": ["a.test"]})
     clock.advance(5)
@@ -158,7 +158,7 @@ def test_a_workspace_that_makes_no_sense_is_refused(jobs, changes):
 # --- pipelines ----------------------------------------------------------------------
 
 
-def test_a_pipeline_has_every_field_as_it_was_said(jobs, database):
+def test_pipeline_keeps_every_field(jobs, database):
     """What `create_pipeline` was told is what every read returns."""
     workspace = jobs.create_workspace("w")
     make_sources(jobs, workspace_id=workspace.id)
@@ -326,7 +326,7 @@ def test_options_of_a_command_outlive_other_changes(jobs):
     )
 
 
-def test_what_is_changed_is_what_runs(running_jobs):
+def test_changed_pipeline_runs_the_new_script(running_jobs):
     """The next job of a changed pipeline runs the new script in the kept place."""
     made = running_jobs.create_pipeline("p", script="pwd; echo $A", cwd="/tmp", env=A)
     first = running_jobs.wait(running_jobs.create_job(pipeline_id=made.id).id, timeout=30)
@@ -425,7 +425,7 @@ def test_pipeline_with_nothing_to_run_is_refused(jobs, database):
     assert before == stored_pipelines(database)
 
 
-def test_host_with_an_executor_of_its_own_may_leave_out_what_to_run(database):
+def test_host_with_its_own_executor_may_omit_the_command(database):
     """Its executor says what runs; but a directory or an environment needs a command."""
     with JobManager(database, slots=0, executors={"PIPELINE_RUN": Own()}) as jobs:
         idle = jobs.create_pipeline("idle")
@@ -625,7 +625,7 @@ def test_a_deleted_workspace_leaves_nothing(running_jobs, database):
             running_jobs.get_job(gone.id)
 
 
-def test_the_default_workspace_is_made_anew_when_it_was_deleted(jobs):
+def test_default_workspace_is_created_again_after_deletion(jobs):
     """After the default workspace's deletion there is a new one on first use."""
     old = jobs.submit(["true"])
     jobs.delete_workspace(old.workspace_id)
@@ -652,7 +652,7 @@ def test_nothing_is_put_into_a_workspace_that_is_being_deleted(jobs, database):
     ]
 
 
-def test_from_the_first_step_on_nobody_sees_any_of_it(jobs):
+def test_deletion_hides_a_workspace_at_once(jobs):
     """A workspace that is being deleted hides pipelines and jobs at once, from every read."""
     workspace = jobs.create_workspace("w")
     pipeline = jobs.create_pipeline("p", ["true"], workspace_id=workspace.id)
@@ -738,7 +738,7 @@ def test_one_recovery_finishes_a_deletion_that_waits_for_nothing(jobs, database)
     assert left_behind(database) == {}
 
 
-def test_a_deletion_waits_for_a_job_that_somebody_else_deletes(running_jobs, database):
+def test_deletion_waits_for_a_job_that_another_caller_deletes(running_jobs, database):
     """A pipeline's deletion returns when all is gone, whoever had begun with its job."""
     made = running_jobs.create_pipeline("p", SLEEPS)
     job = running_jobs.create_job(pipeline_id=made.id)

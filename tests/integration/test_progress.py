@@ -68,7 +68,7 @@ def test_live_from_another_process(database, go):
     assert ended.start_time <= ended.progress.at <= ended.end_time
 
 
-def test_it_goes_on_when_the_host_is_dead(database, go):
+def test_progress_continues_after_the_host_is_killed(database, go):
     """What a job reports after its host was killed is there for the next one."""
     script = f'echo "1/2" >&8; {WAIT}; echo "2/2 without a host" >&8; echo line; touch "$GO.done"'
 
@@ -228,7 +228,7 @@ def test_a_descendant_that_keeps_the_descriptor_delays_nothing(host):
     assert processes_of(run.token) == []
 
 
-def test_a_stranger_that_keeps_the_descriptor_delays_nothing(host, go):
+def test_unrelated_process_with_the_descriptor_does_not_delay_the_end(host, go):
     """A process outside may hold the pipe: the job ends, and its pipe leads to no other job."""
     run = host.start(["sh", "-c", f"echo ready; {WAIT}; exit 5"], env={"GO": str(go)})
     command = host.wait_for_start(run)
@@ -249,7 +249,7 @@ def test_a_stranger_that_keeps_the_descriptor_delays_nothing(host, go):
     assert reports(second) == []
 
 
-def test_a_daemon_that_keeps_the_descriptor_is_no_job(database):
+def test_daemon_with_the_descriptor_is_ended_like_any_leftover(database):
     """A daemon that the command hands its descriptor to goes with what else is left behind."""
     source = """
 import os, time
@@ -294,7 +294,7 @@ def test_a_full_disk_does_not_hold_reports(host, go):
     assert reports(run)[-1] == "20000/20000"
 
 
-def test_what_is_no_report_is_said_once(host):
+def test_malformed_progress_report_is_logged_once(host):
     """Nonsense on the descriptor is dropped, and the log says so once."""
     run = host.run(
         ["sh", "-c", "for i in 1 2 3; do echo half >&8; done; echo 1/2 >&8; echo half >&8"]
@@ -329,7 +329,7 @@ def test_redacted_values_reach_no_file(host, where):
 # --- the descriptor ---
 
 
-def test_the_descriptor_is_a_pipe_of_its_own(host):
+def test_progress_descriptor_is_a_separate_pipe(host):
     """It blocks like any other pipe, is another one than stdout, and is one more in each job."""
     source = """
 import os, fcntl, stat
@@ -400,6 +400,6 @@ for first in range(3, 12):
 
 
 @pytest.mark.parametrize("how", ["range", "listed"])
-def test_whatever_number_the_supervisor_has_for_it(how):
+def test_progress_works_for_any_descriptor_number_in_the_supervisor(how):
     """Which numbers are free in the supervisor makes no difference to the command."""
     assert run_python(TRIES_EVERY_NUMBER, how).split() == [str(first) for first in range(3, 12)]

@@ -39,7 +39,7 @@ def left(database):
     return {table: sql(database, f"SELECT count(*) FROM {table}")[0][0] for table in tables}
 
 
-def test_what_ended_long_enough_ago_goes(jobs, clock):
+def test_jobs_that_ended_long_ago_are_pruned(jobs, clock):
     """The moment of the end decides, to the microsecond and by the manager's clock."""
     old = ended(jobs)
     clock.advance(1)
@@ -78,7 +78,7 @@ def test_all_that_belongs_to_a_job_goes(jobs, database):
     assert not os.path.exists(directory)
 
 
-def test_what_is_not_final_stays(jobs, scripted, clock):
+def test_active_jobs_are_not_pruned(jobs, scripted, clock):
     """No age makes a QUEUED or RUNNING job go, with a process or without."""
     jobs.create_job("TASK")
     jobs.start_job(jobs.create_job("TASK").id)
@@ -182,7 +182,7 @@ def test_a_clock_that_was_set_back_keeps_jobs(jobs, clock):
     assert jobs.prune(0) == 0
 
 
-def test_a_reader_of_a_pruned_job_is_told(jobs):
+def test_reader_of_a_pruned_job_gets_job_deleted(jobs):
     """An iterator that has begun raises JobDeleted; it never ends as if that were all."""
     # More than is read at once: what is in hand by then is still given.
     job = ended(

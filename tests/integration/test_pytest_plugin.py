@@ -172,7 +172,7 @@ LEFT = {
 }
 
 
-def test_what_is_left_fails_the_test_and_is_named(run, monkeypatch, tmp_path):
+def test_leftovers_fail_the_test_by_name(run, monkeypatch, tmp_path):
     """A test that leaves something fails with what it was; the next one finds nothing of it."""
     monkeypatch.setenv("LEFT_BY", str(tmp_path))  # of this run alone, of all on the machine
     source = """
@@ -312,7 +312,7 @@ def test_missing_library_fails_only_tests_with_a_fixture(run, pytester, missing)
     result.stdout.fnmatch_lines(["E * ImportError: broken here"])
 
 
-def test_the_asserts_of_the_contract_are_told_in_full(run):
+def test_failed_contract_assertions_show_both_sides(run):
     """A failing test of `ExecutorContract` shows both sides, as a test of one's own does."""
     result = run(
         """
@@ -336,7 +336,7 @@ def test_the_asserts_of_the_contract_are_told_in_full(run):
     result.stdout.fnmatch_lines(["*where False = isinstance(*'true'*Command*"])
 
 
-def test_the_fixtures_are_told(run):
+def test_fixtures_and_marks_are_listed(run):
     """`pytest --fixtures` and `--markers` say what there is."""
     fixtures = run("", "--fixtures").stdout.str()
     markers = run("", "--markers").stdout.str()

@@ -166,7 +166,7 @@ def test_a_service_answers_beside_quiet_followers(tmp_path, server):
 
 
 @pytest.mark.parametrize("server", [flask, fastapi])
-def test_a_browser_goes_on_behind_its_last_event(tmp_path, server):
+def test_browser_continues_after_its_last_event(tmp_path, server):
     """Events have the numbers of the lines as ids, and one that reconnects gets the next one."""
     with serving(tmp_path, server) as service:
         url = f"{service.log}?follow=true"

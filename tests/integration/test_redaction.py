@@ -127,7 +127,7 @@ def test_a_writer_that_trickles(running_jobs):
     assert said(running_jobs, job) == text.replace(SECRET, b"***")
 
 
-def test_a_value_across_two_streams_is_that_of_none(running_jobs):
+def test_value_split_across_two_streams_is_not_masked(running_jobs):
     """With separate streams each is masked by itself; with one pipe its bytes decide."""
     pieces = [(1, SECRET[:5]), (2, b"between\n"), (1, SECRET[5:] + b"\n")]
     apart = run(running_jobs, pieces, separate_streams=True)
@@ -256,7 +256,7 @@ def test_a_value_in_a_report(running_jobs, database, descriptor):
     assert in_rows(database, [SECRET, CANARY.encode("utf-16-le")]) == []
 
 
-def test_a_report_that_is_none(running_jobs):
+def test_malformed_report_is_masked(running_jobs):
     """What is said of a wrong report is masked, and so is what is dropped of it."""
     job = run(running_jobs, [(8, b"nonsense with " + SECRET[:4]), (8, SECRET[4:] + b"\n")])
 
@@ -269,7 +269,7 @@ def test_a_report_that_is_none(running_jobs):
     [CANARY, "it's", "back\\slash", "both \" and '", "two\nlines", "tab\there", b"\xff\xfe!"],
     ids=ascii,
 )
-def test_a_value_in_what_jobcore_says(running_jobs, value):
+def test_value_in_a_system_line_is_masked(running_jobs, value):
     """A program or directory that is not found is named without the value, however it is quoted."""
     word = os.fsdecode(value)
     program = Command([f"/no/such/{word}/program"], redact=[value])

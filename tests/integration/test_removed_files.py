@@ -48,7 +48,7 @@ def running(database, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_last_line_of_a_job_whose_directory_was_replaced_says_no_more_than_is_known(running):
+def test_last_line_of_a_job_with_a_replaced_directory_claims_nothing_unknown(running):
     """A copy of the directory has no record of the end, which the supervisor may have written."""
     jobs, job = running
     os.rename(job.path, job.path + ".moved")
@@ -67,7 +67,7 @@ SWEPT = ("lock", "run", "ctl", "spool", "all")
 
 
 @pytest.mark.parametrize("swept", SWEPT)
-def test_a_job_whose_files_are_swept_goes_on_to_its_true_end(running, swept):
+def test_job_whose_files_are_swept_has_its_true_end(running, swept):
     """A cleaner takes files of a running job: it stays RUNNING, and its end and output are kept."""
     jobs, job = running
     for name in os.listdir(job.path):
@@ -85,7 +85,7 @@ def test_a_job_whose_files_are_swept_goes_on_to_its_true_end(running, swept):
     until(lambda: not os.path.exists(job.path), "the directory to be removed")
 
 
-def test_a_job_whose_directory_is_swept_goes_on_to_its_true_end(running):
+def test_job_whose_directory_is_swept_has_its_true_end(running):
     """The job's own directory is removed: the supervisor makes it again for output and end."""
     jobs, job = running
     shutil.rmtree(job.path, ignore_errors=True)

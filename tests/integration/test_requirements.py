@@ -86,7 +86,7 @@ def test_pipeline_named_in_both_ways_runs_once_for_one_end(jobs):
     assert (runs(jobs, join), jobs.skips(join.id)) == (1, [])
 
 
-def test_what_is_met_stays_when_others_change(jobs):
+def test_met_requirements_survive_changes_of_the_others(jobs):
     """A change of the list keeps what its sources have done; renaming changes nothing."""
     a, b, join = join_of(jobs)
     c = jobs.create_pipeline("c", ["true"])
@@ -120,12 +120,12 @@ def test_cycle_is_refused(jobs, chain):
 
 
 @pytest.mark.parametrize("wrong", ["a", ["unknown"], ["deploy"], [1], 3])
-def test_what_can_never_be_complete_is_refused(jobs, wrong):
+def test_unsatisfiable_requirement_is_refused(jobs, wrong):
     with pytest.raises(CommandError, match="requires"):
         jobs.create_pipeline("p", ["true"], requires=wrong)
 
 
-def test_deleted_source_is_no_longer_required(jobs):
+def test_requirement_on_a_deleted_source_is_dropped(jobs):
     """`check` names the pipeline, and the others are enough from then on."""
     a, b, join = join_of(jobs)
     jobs.delete_pipeline(b.id)

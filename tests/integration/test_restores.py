@@ -63,7 +63,7 @@ def test_backup_beside_a_stale_log_is_refused_and_kept(backup, database, how):
     assert names(database) == ["kept"]
 
 
-def test_log_of_its_own_is_no_stale_one(backup, database):
+def test_own_write_ahead_log_is_not_refused(backup, database):
     """A log that a killed process has left is read, and a log without a page is nothing."""
     assert len(names(database)) == 31
 

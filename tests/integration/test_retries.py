@@ -126,7 +126,7 @@ def test_a_damaged_retry_keeps_no_other_from_its_time(jobs, clock, database, dam
     assert jobs.get_job(other.id).not_before == to_datetime(clock.now()) + timedelta(seconds=10)
 
 
-def test_a_wrong_clock_changes_no_wish_of_ones_own(jobs, clock):
+def test_wrong_clock_does_not_move_explicit_start_times(jobs, clock):
     """A job that is to wait for a year, and is no retry, waits for it."""
     later = to_datetime(clock.now()) + timedelta(days=365)
     job = jobs.submit(["true"], not_before=later)
@@ -136,7 +136,7 @@ def test_a_wrong_clock_changes_no_wish_of_ones_own(jobs, clock):
     assert jobs.get_job(job.id).not_before == later
 
 
-def test_a_pipeline_goes_on_when_a_wrong_clock_is_set_right(database, clock):
+def test_pipeline_continues_when_a_wrong_clock_is_corrected(database, clock):
     """It failed a year ahead: the retry runs behind its pause, and frees the pipeline."""
     with JobManager(database, slots=1, clock=clock, on_exit="stop") as jobs:
         pipeline = jobs.create_pipeline("p", ["sh", "-c", "exit 3"], max_retries=1)
@@ -236,7 +236,7 @@ def lose_while_asked_to_stop(jobs, job, database):
         (lose_while_asked_to_stop, Status.STOPPED),
     ],
 )
-def test_nothing_is_tried_again_against_a_wish(jobs, database, ending, status):
+def test_stopped_job_is_not_retried(jobs, database, ending, status):
     """A job that was STOPPED, or failed by itself while asked to stop, has no retry."""
     pipeline = jobs.create_pipeline("p", ["true"], max_retries=5)
     job = jobs.create_job(pipeline_id=pipeline.id)
@@ -318,7 +318,7 @@ def test_jobs_without_retries_have_one_attempt(jobs):
     assert len(jobs.list_jobs()) == 1
 
 
-def test_a_pipeline_retries_as_its_policy_says(jobs, clock):
+def test_pipeline_retries_follow_the_policy(jobs, clock):
     """The delays are those of its `retries`, which may change between two attempts."""
     pipeline = jobs.create_pipeline("p", ["true"], retries=Retries(3, delay=2, factor=3))
     jobs.create_job(pipeline_id=pipeline.id)
@@ -357,7 +357,7 @@ def test_retries_and_max_retries_of_a_pipeline_agree(jobs):
     assert Pipeline.model_validate_json(both.model_dump_json()).retries == policy
 
 
-def test_a_time_out_is_retried_where_retries_say_so(running_jobs):
+def test_time_out_is_retried_if_retries_name_it(running_jobs):
     """The retry has a pause, and its time-out can be retried, too."""
     pipeline = running_jobs.create_pipeline(
         "p", ["sleep", "300"], retries=Retries(1, delay=0, on="timeout"), timeout=0.05
@@ -457,7 +457,7 @@ def settle(database, job_id):
         return jobs.wait(job_id, timeout=30).exit_code
 
 
-def test_whoever_settles_a_job_makes_its_retry_once(database, tmp_path):
+def test_concurrent_settlements_create_one_retry(database, tmp_path):
     """A job that fails after its host was killed, settled by eight at once, has one retry."""
     go = tmp_path / "go"
     with host(run_pipeline_and_wait, database, go) as killed:

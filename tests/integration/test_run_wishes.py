@@ -171,14 +171,14 @@ def overlapping(jobs, catch_up):
 
 @pytest.mark.job_scripts(Script([9000]), Script())
 @scripted
-def test_tick_that_meets_a_run_is_skipped(jobs):
+def test_tick_during_a_run_is_skipped(jobs):
     """A pipeline runs once at a time; what it skips is recorded."""
     assert overlapping(jobs, "skip") == (["23:00", "02:00"], [("schedule", 1, 2)])
 
 
 @pytest.mark.job_scripts(Script([9000]), Script())
 @scripted
-def test_tick_that_meets_a_run_waits_for_it(jobs):
+def test_tick_during_a_run_waits_with_catch_up_all(jobs):
     """With `catch_up="all"` no tick is skipped."""
     starts, skips = overlapping(jobs, "all")
 

@@ -38,7 +38,7 @@ def next_tick(jobs, pipeline):
     return jobs.get_pipeline(pipeline.id).next_tick
 
 
-def test_a_pipeline_says_when_it_runs_next(jobs):
+def test_pipeline_shows_its_next_tick(jobs):
     """`next_tick` is the first moment after now that the schedule names; None without one."""
     scheduled = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     seconds = jobs.create_pipeline("q", ["true"], schedule="21 * * * * *")
@@ -95,7 +95,7 @@ def test_a_tick_that_is_seen_late_still_counts(jobs, clock, late):
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_a_tick_that_meets_a_running_pipeline_is_skipped(jobs, clock, started):
+def test_tick_of_a_running_pipeline_is_skipped(jobs, clock, started):
     """It is recorded with its moment and the job in the way, and is not queued up."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     blocker = jobs.create_job(pipeline_id=pipeline.id)
@@ -112,7 +112,7 @@ def test_a_tick_that_meets_a_running_pipeline_is_skipped(jobs, clock, started):
     assert [job.id for job in jobs.list_jobs()] == [blocker.id]
 
 
-def test_a_tick_that_meets_a_waiting_retry_is_skipped(jobs, clock):
+def test_tick_during_a_waiting_retry_is_skipped(jobs, clock):
     """A retry that waits for its back-off holds the pipeline against its schedule too."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", max_retries=1)
     clock.advance(95)
@@ -141,7 +141,7 @@ def test_ticks_missed_while_nothing_ran_are_recorded(jobs, clock):
 @pytest.mark.parametrize(
     ("late", "count", "last"), [(900, 1, 0), (930, 1, 0), (1800, 2, 15), (2700, 3, 30)]
 )
-def test_a_tick_in_time_runs_behind_those_that_were_missed(jobs, clock, late, count, last):
+def test_tick_in_time_runs_after_missed_ticks(jobs, clock, late, count, last):
     """Only those before it are recorded as missed, with the last of them; it runs."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     clock.advance(100 + late)
@@ -162,7 +162,7 @@ def test_missed_ticks_of_seconds_are_counted_each(jobs, clock):
     assert next_tick(jobs, pipeline) == BEGIN + timedelta(seconds=40)
 
 
-def test_missed_and_skipped_are_told_apart(jobs, clock):
+def test_missed_and_skipped_ticks_are_distinguished(jobs, clock):
     """Ticks that passed unseen are missed; the one in time that meets a job is skipped for it."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     blocker = jobs.create_job(pipeline_id=pipeline.id)
@@ -302,7 +302,7 @@ def test_a_change_of_offset_moves_the_tick(jobs, clock):
 
 
 @pytest.mark.parametrize(("late_after", "runs"), [(0, 0), (299, 0), (300, 1), (3600, 1)])
-def test_late_is_what_the_pipeline_says(jobs, clock, late_after, runs):
+def test_late_after_decides_which_ticks_are_missed(jobs, clock, late_after, runs):
     """A tick that is seen later than that is missed."""
     jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", late_after=late_after)
     clock.advance(100 + 300)
@@ -474,7 +474,7 @@ def test_schedule_runs_once_across_a_change_of_rules(jobs, clock, database, hour
     assert skips(jobs, pipeline) == []
 
 
-def test_unknown_time_zone_is_told_once(jobs, clock, database, caplog):
+def test_unknown_time_zone_is_logged_once(jobs, clock, database, caplog):
     """A schedule that is not understood here is logged when it is first met, and never again."""
     jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     sql(database, "UPDATE pipeline SET time_zone = 'Mars/Olympus'")
@@ -507,7 +507,7 @@ def test_a_changed_schedule_counts_from_now(jobs, clock):
 
 
 @pytest.mark.parametrize("said", [{"schedule": "*/15 * * * *"}, {"time_zone": "UTC"}])
-def test_a_schedule_that_is_said_once_more_loses_no_tick(jobs, clock, said):
+def test_repeating_an_unchanged_schedule_loses_no_tick(jobs, clock, said):
     """Who says the same again, as a deployment does, neither takes a tick nor leaves one out."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     clock.advance(100 + 3 * 900)  # the first three were nobody's, the last one has just come

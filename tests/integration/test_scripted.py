@@ -146,7 +146,7 @@ def finished(status, seconds, reason="exited", begun=0):
 # --- what a script can do -------------------------------------------------------------------
 
 
-def test_a_job_does_what_its_script_says(theatre):
+def test_job_follows_its_script(theatre):
     """Lines come at their times, the exit code is the script's, and the directory is gone."""
     jobs, _ = theatre.play(Script(["extract", 5, "transform", 2.5, b"load\xff"], exit_code=3))
     job = jobs.submit(["etl"])
@@ -177,7 +177,7 @@ def test_a_job_without_a_script_is_complete_at_once(theatre):
     assert story(jobs, job) == finished("COMPLETE", 0)
 
 
-def test_a_supervisor_that_is_paused_between_two_clocks_tells_the_true_end(theatre, monkeypatch):
+def test_supervisor_preempted_between_two_clocks_records_the_true_end(theatre, monkeypatch):
     """Preempted between the wall clock and the other one, it ends no job before its last line."""
     jobs, _ = theatre.play(Script([10, "last"]))
     paused = 0  # seconds; what both clocks of the supervisor are ahead since then
@@ -310,7 +310,7 @@ def test_a_command_that_cannot_start(theatre, number, code, words):
     assert story(jobs, job) == finished("ERROR", 0, "spawn_failed")
 
 
-def test_a_grandchild_is_killed_behind_the_linger(theatre):
+def test_grandchild_is_killed_after_the_linger(theatre):
     """The command's own end is the verdict; what it left behind has 2 seconds after SIGTERM."""
     script = Script(["a", 1], leaves_grandchild=True, ignores_term=True, exit_code=4)
     jobs, _ = theatre.play(script)
@@ -591,7 +591,7 @@ def test_a_callable_chooses_by_the_job(theatre):
     assert "the callable must return a Script, not 'script'" in lines(jobs, odd)[0][2]
 
 
-def test_the_command_is_what_the_job_or_its_pipeline_says(theatre):
+def test_command_comes_from_the_job_or_its_pipeline(theatre):
     """It can be looked at, and its options hold, the pipeline's time-out, too."""
     jobs, scripted = theatre.play(Script([100]))
     pipeline = jobs.create_pipeline("p", script="echo hello", timeout=30)
@@ -634,7 +634,7 @@ def test_a_callable_must_be_asked(theatre):
 
 
 @pytest.mark.parametrize("scripts", [(5,), ("a",), (Script(), None), (Script(), print)])
-def test_what_is_no_script_is_refused(scripts):
+def test_invalid_script_is_refused(scripts):
     """It is a ValueError, and nothing is begun."""
     with pytest.raises(ValueError, match="script"):
         ScriptedExecutor(*scripts)
@@ -945,7 +945,7 @@ def test_draining_an_empty_queue_moves_no_time(theatre):
     assert theatre.clock.monotonic() == 1000.0
 
 
-def test_chore_at_work_is_no_work_that_never_ends(theatre):
+def test_running_chore_does_not_count_as_endless_work(theatre):
     """A drain waits for the chore, and returns when nothing is left."""
     jobs, _ = theatre.play(Script([5]))
     jobs.submit(["etl"])
@@ -957,7 +957,7 @@ def test_chore_at_work_is_no_work_that_never_ends(theatre):
     assert next(steps, None) is None
 
 
-def test_draining_a_job_that_hangs_says_which(theatre):
+def test_drain_names_a_hanging_job(theatre):
     """It is an error that names the job and why, not a test that waits for ever."""
     jobs, _ = theatre.play(Script(["a"], hangs=True), Script([5]), slots=1)
     job = jobs.submit(["x"], name="loader")
@@ -973,7 +973,7 @@ def test_draining_a_job_that_hangs_says_which(theatre):
     assert jobs.count_jobs()[Status.COMPLETE] == 1
 
 
-def test_draining_waits_for_processes_no_longer_than_told(theatre):
+def test_drain_waits_for_processes_up_to_its_patience(theatre):
     """A job with a process goes by real time, so real time is the limit."""
     jobs = JobManager(theatre.database, slots=1, clock=theatre.clock, on_exit="stop")
     theatre.opened.append(jobs)
@@ -988,7 +988,7 @@ def test_draining_waits_for_processes_no_longer_than_told(theatre):
     assert jobs.get_job(job.id).status is Status.STOPPED
 
 
-def test_draining_without_supervisors_says_so(theatre):
+def test_drain_raises_if_no_supervisor_starts(theatre):
     """Where none can be started, nobody waits for the patience to be over."""
     scripted = theatre.scripted()
     jobs = theatre.manager(scripted)
@@ -1108,7 +1108,7 @@ def test_a_host_crashes_at_any_step(theatre, point):
     until(lambda: directories(theatre.database) == [], "the removal of what the dead host left")
 
 
-def test_what_was_not_started_is_left_to_the_next_host(theatre):
+def test_unstarted_jobs_are_left_to_the_next_host(theatre):
     """Closing the executor before the manager loses what ran, and nothing else."""
     jobs, scripted = theatre.play(Script(["a"], hangs=True), slots=1)
     running, queued = jobs.submit(["x"]), jobs.submit(["y"])
@@ -1228,7 +1228,7 @@ def test_a_forked_child_has_no_stand_ins(theatre):
     assert jobs.get_job(own).status is Status.ERROR
 
 
-def test_forks_while_jobs_run_harm_none(theatre):
+def test_forks_do_not_disturb_running_jobs(theatre):
     """A host that forks again and again while stand-ins are busy loses no line and no job."""
     jobs, _ = theatre.play(Script(["a", 1, "b"], floods=3000))
     made = [jobs.submit(["x"]) for _ in range(10)]
@@ -1260,7 +1260,7 @@ def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
     os.close(lock)
 
 
-def test_time_goes_by_alike_behind_each_jump(theatre):
+def test_ticks_are_correct_after_each_clock_jump(theatre):
     """A clock that is set back has its ticks fetched back before any time goes by, each time."""
     jobs, _ = theatre.play()
     clock = theatre.clock

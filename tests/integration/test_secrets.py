@@ -114,7 +114,7 @@ def all_ends(jobs, database):
     return [jobs.wait(job_id, PATIENCE) for job_id in (*ids, stopped, lost)]
 
 
-def test_what_a_job_was_given_is_shown_by_nothing(running_jobs, database, told):
+def test_secrets_of_a_job_are_shown_nowhere(running_jobs, database, told):
     """Neither models nor forms, logs, feeds, checks, events nor the command line show it."""
     seen = []
     running_jobs.subscribe(lambda event: seen.extend(forms_of(event)))
@@ -168,7 +168,7 @@ def command_line(database, ids):
     return [[*in_a_pipe(database, some), *on_a_terminal(database, some)] for some in (views, words)]
 
 
-def test_no_error_tells_what_it_was_given(jobs, database, told, tmp_path):
+def test_errors_contain_no_secret(jobs, database, told, tmp_path):
     """Neither the text nor the traceback of an error has it, nor what is behind that error."""
     wrong = [
         {"env": {"A": CANARY + "\0"}},

@@ -108,7 +108,7 @@ def _left_to_the_supervisor(ask):
 @pytest.mark.parametrize(
     "host", [_reaped_by_the_host, _reaped_by_the_kernel, _left_to_the_supervisor]
 )
-def test_a_starter_is_let_go_of_whoever_reaps_it(host, ask):
+def test_starter_is_forgotten_whoever_reaps_it(host, ask):
     """Whether it or its host has reaped the starter, nothing is left, and others live on."""
     assert in_child(host, ask) == (True, True)
 
@@ -132,7 +132,7 @@ def _reaped_in_between():
     return started.supervisor.reap() and started.is_over()
 
 
-def test_a_starter_that_is_reaped_in_between_is_no_error():
+def test_starter_reaped_meanwhile_is_not_an_error():
     """A signal to a starter that has just ended, and is nobody's any more, hits nobody."""
     assert in_child(_reaped_in_between)
 
@@ -187,7 +187,7 @@ def test_another_child_with_the_starters_pid_is_left_alone(ask, pause):
     assert answer == (True, True)
 
 
-def test_a_starter_that_nobody_keeps_the_pid_of_is_not_looked_for():
+def test_starter_with_a_reusable_pid_is_not_searched():
     """Where it has ended and was reaped by the host, whoever has its pid some day is another's."""
     starter = _fork(pause=False)
     os.waitpid(starter, 0)

@@ -116,7 +116,7 @@ def test_without_proc_the_streams_are_a_fifo(database):
     assert left == []
 
 
-def test_without_proc_and_directory_a_command_starts_all_the_same(tmp_path):
+def test_command_starts_without_proc_and_directory(tmp_path):
     """Then stdout and stderr share one open file description, as with `2>&1` in a shell."""
 
     def host():
@@ -203,7 +203,7 @@ def test_a_command_that_closes_its_streams_is_running(running_jobs, database, ga
     assert output(running_jobs, job_id) == f"{pipe}\n".encode()
 
 
-def test_what_is_said_after_sigterm_is_in_the_log(running_jobs):
+def test_output_after_sigterm_is_in_the_log(running_jobs):
     """A command that is stopped may say what it likes until it exits, and all of it is there."""
     job_id = submit(running_jobs, TALKS_AFTER_TERM, grace=300)
     assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
@@ -245,7 +245,7 @@ for process in processes: process.join()
 """
 
 
-def test_processes_that_flush_whole_lines_mix_none(running_jobs):
+def test_flushed_lines_of_several_processes_do_not_mix(running_jobs):
     """With `unbuffered=False` each flush is one write, so all lines of a pool keep their fields."""
     argv = [sys.executable, "-c", PRINTS_FROM_PROCESSES]
     job = running_jobs.wait(submit(running_jobs, argv, unbuffered=False), PATIENCE)
@@ -256,7 +256,7 @@ def test_processes_that_flush_whole_lines_mix_none(running_jobs):
     assert None not in said
 
 
-def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(running_jobs, gate):
+def test_process_holding_a_stream_does_not_delay_the_end(running_jobs, gate):
     """A grandchild with the pipe in its hands is waited for no longer than the linger."""
     job_id = submit(running_jobs, LEAVES_A_HOLDER, env={"GATE": gate}, linger=0.3)
     job = running_jobs.wait(job_id, PATIENCE)

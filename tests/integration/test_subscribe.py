@@ -49,7 +49,7 @@ def collected(jobs, **filters):
 # --- what is told -----------------------------------------------------------------
 
 
-def test_each_transition_is_told_once_and_in_order(jobs):
+def test_each_transition_is_delivered_once_in_order(jobs):
     """A subscriber gets what the feed has, from its subscription on."""
     before = task(jobs)
     with collected(jobs) as got:
@@ -64,7 +64,7 @@ def test_each_transition_is_told_once_and_in_order(jobs):
     assert got[0].exit_code == 3
 
 
-def test_jobs_that_run_are_told(running_jobs):
+def test_transitions_of_the_managers_thread_are_delivered(running_jobs):
     """What the manager's own thread does is told like what its callers do."""
     with collected(running_jobs) as got:
         ids = [running_jobs.submit(EXIT_3).id for _ in range(5)]
@@ -76,7 +76,7 @@ def test_jobs_that_run_are_told(running_jobs):
     assert [event.exit_code for event in got if event.to_status is Status.ERROR] == [3] * 5
 
 
-def test_only_this_manager_is_told_of(jobs, database):
+def test_transitions_of_other_managers_are_not_delivered(jobs, database):
     """What another manager or another process does is not told."""
 
     def other():
@@ -92,7 +92,7 @@ def test_only_this_manager_is_told_of(jobs, database):
     assert got[0].id == 3
 
 
-def test_what_was_rolled_back_is_not_told(jobs):
+def test_rolled_back_transitions_are_not_delivered(jobs):
     """Neither a transaction that was rolled back nor a savepoint gives an event."""
     place = jobs.get_workspace().id
     database = parts(jobs).database
@@ -131,7 +131,7 @@ def interrupt_once(monkeypatch, owner, name, *, behind):
 
 
 @pytest.mark.parametrize("behind", [True, False], ids=["committed", "not committed"])
-def test_a_commit_that_is_interrupted_is_told_if_it_stands(jobs, monkeypatch, behind):
+def test_interrupted_commit_is_delivered_if_it_succeeded(jobs, monkeypatch, behind):
     """What the file has is told once and in order, though its commit raised from outside."""
     with collected(jobs) as got:
         jobs.create_job("TASK")
@@ -146,7 +146,7 @@ def test_a_commit_that_is_interrupted_is_told_if_it_stands(jobs, monkeypatch, be
 
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("name", ["start", "wake"])
-def test_what_is_being_told_in_a_ctrl_c_is_told_once(jobs, monkeypatch, name, behind):
+def test_event_delivered_during_ctrl_c_is_delivered_once(jobs, monkeypatch, name, behind):
     """A commit whose events could not be handed to their thread at once is told all the same."""
     with collected(jobs) as got:
         jobs.create_job("TASK")
@@ -208,7 +208,7 @@ def test_filters_are_those_of_the_feed(jobs):
     assert elsewhere == []
 
 
-def test_a_deleted_job_is_told_all_the_same(jobs):
+def test_events_of_a_deleted_job_are_delivered(jobs):
     """What happened is told though the job is gone, and so is its end by the deletion."""
     told, go = threading.Event(), threading.Event()
     got = []
@@ -237,7 +237,7 @@ def test_a_deleted_job_is_told_all_the_same(jobs):
         jobs.get_job(got[-1].job_id)
 
 
-def test_every_commit_behind_a_subscription_is_told(jobs):
+def test_every_commit_after_a_subscription_is_delivered(jobs):
     """A transaction that had begun before is over when `subscribe` returns, or is told."""
     database = parts(jobs).database
     place = jobs.get_workspace().id
@@ -323,7 +323,7 @@ def test_a_slow_callback_delays_no_job_and_no_caller(running_jobs):
 @pytest.mark.parametrize(
     "error", [ValueError("wrong"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr
 )
-def test_what_a_callback_raises_is_logged_and_harms_nothing(jobs, caplog, error):
+def test_callback_exception_is_logged_only(jobs, caplog, error):
     """The event is told to the others, and all later events to this one, too."""
     got = []
 
@@ -345,7 +345,7 @@ def test_what_a_callback_raises_is_logged_and_harms_nothing(jobs, caplog, error)
     assert "event_id=1" in failures[0].getMessage()
 
 
-def test_an_error_that_cannot_be_shown_harms_nothing(jobs):
+def test_callback_exception_with_a_failing_str_is_logged(jobs):
     """An exception whose own text fails is no more than any other."""
 
     class Broken(Exception):
@@ -384,7 +384,7 @@ def test_a_subscription_ends_inside_its_callback(jobs):
     assert [event.id for event in others] == [1, 2, 3]
 
 
-def test_nothing_is_told_behind_the_end(jobs):
+def test_ended_subscription_gets_no_events(jobs):
     """An ended subscription gets nothing more, others go on, and at last nobody looks."""
     got = []
     first, second = jobs.subscribe(got.append), jobs.subscribe(got.append)
@@ -436,7 +436,7 @@ def test_a_callback_may_use_the_manager(jobs):
 
 
 @pytest.mark.parametrize("callback", [None, 3, "print"], ids=repr)
-def test_what_cannot_be_called_is_refused(jobs, callback):
+def test_uncallable_callback_is_refused(jobs, callback):
     """A callback is something to call."""
     with pytest.raises(ValueError, match="callback"):
         jobs.subscribe(callback)
@@ -469,7 +469,7 @@ def test_a_wrong_filter_is_refused(jobs, filters, error):
     assert own_threads() == []
 
 
-def test_a_failure_to_look_harms_no_job(jobs, monkeypatch, caplog):
+def test_failure_to_read_events_does_not_fail_the_job(jobs, monkeypatch, caplog):
     """Where the entries cannot be read the job is as it was to be, and the log says so."""
 
     def fail(*_):
@@ -505,7 +505,7 @@ def test_the_thread_comes_with_the_first_subscription(database):
     assert descriptors() == before
 
 
-def test_close_tells_what_is_committed(database):
+def test_close_delivers_committed_events(database):
     """Behind `close` a slow subscriber has all events, and the manager served it until then."""
     got = []
     with JobManager(database, slots=0) as jobs:
@@ -566,7 +566,7 @@ def test_a_callback_may_close_the_manager(database):
         jobs.subscribe(print)
 
 
-def test_close_with_stop_tells_the_ends(database):
+def test_close_with_stop_delivers_the_ends(database):
     """The jobs that `close` stops are told as stopped."""
     got = []
     with JobManager(database, slots=2, on_exit="stop") as jobs:
@@ -579,7 +579,7 @@ def test_close_with_stop_tells_the_ends(database):
     }
 
 
-def test_the_end_of_the_interpreter_tells_the_rest(database):
+def test_interpreter_exit_delivers_pending_events(database):
     """A program that ends without `close` has told its subscribers what it did."""
     printed = run_python(
         """
@@ -598,7 +598,7 @@ jobs.submit_many([["true"]] * 3)
     assert printed == "1 create\n2 create\n3 create\n"
 
 
-def test_a_forked_child_is_told_of_its_own(jobs):
+def test_forked_child_gets_its_own_events(jobs):
     """A child has the subscriptions, no thread until it needs one, and its own events alone."""
     go, got = threading.Event(), []
 
@@ -648,7 +648,7 @@ def test_a_child_may_end_a_subscription_of_its_parent(jobs):
     assert [event.id for event in got] == [2]
 
 
-def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
+def test_fork_during_a_subscription_does_not_block_the_child(jobs):
     """A child that was forked while another thread held the lock here subscribes all the same."""
     held, go = threading.Event(), threading.Event()
     got = []
@@ -674,7 +674,7 @@ def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
     assert told == 1
 
 
-def test_many_threads_that_write_are_told_in_the_order_of_their_commits(jobs, database):
+def test_events_of_many_threads_arrive_in_commit_order(jobs, database):
     """Whatever threads and processes write, a subscriber has this process's ids, ascending."""
     chance = random.Random(7)
 

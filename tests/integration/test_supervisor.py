@@ -67,14 +67,14 @@ def test_signal_death(host):
     assert (run.exit.reason, run.exit.wait_status) == ("signaled", signal.SIGKILL)
 
 
-def test_sigterm_of_its_own_is_no_shutdown(host):
+def test_sigterm_to_the_command_is_not_a_shutdown(host):
     """A command that dies of SIGTERM while the supervisor got none is `signaled`."""
     run = host.run(programs.TERMINATES_ITSELF)
 
     assert (run.exit.reason, run.exit.wait_status) == ("signaled", signal.SIGTERM)
 
 
-def test_notices_tell_the_story(host):
+def test_notices_report_start_output_and_end(host):
     """A run is told as started, output, ended, in this order, and by its token."""
     run = host.run(programs.SAYS_HELLO)
 
@@ -196,7 +196,7 @@ def test_path_of_the_commands_own_environment(host, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["no/such", "file", "loop", "directory", "x" * 5000])
-def test_missing_program_beside_an_odd_path_entry_is_127(host, tmp_path, entry):
+def test_missing_program_with_an_unusual_path_entry_is_127(host, tmp_path, entry):
     """A PATH entry without the program does not change its exit code, whatever the entry is."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
@@ -419,7 +419,7 @@ def test_stop_keeps_the_commands_own_code(host):
     assert (exit_.reason, exit_.wait_status) == ("stopped", 0)
 
 
-def test_an_end_before_the_wish_is_seen_is_no_stop(host, tmp_path):
+def test_end_before_the_stop_is_seen_is_not_a_stop(host, tmp_path):
     """Where both are there when the supervisor looks, the command has ended by itself."""
     go = tmp_path / "go"
     run = host.start(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
@@ -514,7 +514,7 @@ def test_time_out_sends_the_stop_signal(host):
     assert run.output().endswith(b"saved\n")
 
 
-def test_wrapper_that_does_not_pass_a_signal_on_is_no_loss(host):
+def test_child_of_a_wrapper_that_forwards_no_signal_is_ended(host):
     """A shell that dies of SIGTERM leaves its child to us: it gets SIGTERM once, and its grace."""
     child = "trap 'echo cleaned; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
     run = host.start(["sh", "-c", f'sh -c "{child}"; echo never'])
@@ -528,7 +528,7 @@ def test_wrapper_that_does_not_pass_a_signal_on_is_no_loss(host):
     assert exit_.left == 0
 
 
-def test_what_waits_for_its_child_gets_a_last_call(host):
+def test_child_of_a_trapping_shell_gets_sigterm_before_the_grace_ends(host):
     """A shell with a trap waits for its child, which is ended before the grace is over."""
     # The child says that it is there: without one, the shell would run its trap at once.
     child = "echo ready; exec sleep 300"
@@ -677,7 +677,7 @@ def test_second_stop_does_not_lengthen_the_grace(host):
 
 
 @pytest.mark.parametrize(("letter", "status"), [(b"s", signal.SIGTERM), (b"k", None)])
-def test_letters_are_wishes(host, letter, status):
+def test_stop_letters_work_without_a_file(host, letter, status):
     """`s` and `k` stop a job without any file, for when none can be written."""
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
@@ -806,7 +806,7 @@ def test_every_process_that_is_killed_is_named(host):
     assert processes_of(run.token) == []
 
 
-def test_what_ends_right_behind_the_command_is_not_left(host):
+def test_process_ending_just_after_the_command_is_not_left(host):
     """A reader of the command's output, such as a `tee`, ends by itself, and loses nothing."""
     script = "exec > >(while read -r line; do echo $line; done; sleep 0.1; echo end); seq 1 2000"
     run = host.run(["bash", "-c", script])
@@ -815,7 +815,7 @@ def test_what_ends_right_behind_the_command_is_not_left(host):
     assert (run.exit.left, run.system) == (0, "")
 
 
-def test_time_out_of_leftovers_is_told_as_that(host):
+def test_time_out_of_leftovers_is_logged_as_one(host):
     """Where a time-out ends what a command that exited with 0 has left, the log says so."""
     # Leftovers get one second to end by themselves. The time-out comes before that.
     run = host.run(programs.LEAVES_A_SLEEPER_AND_EXITS_0, timeout=0.9, linger=1000.0)
@@ -827,7 +827,7 @@ def test_time_out_of_leftovers_is_told_as_that(host):
     )
 
 
-def test_time_out_during_the_linger_is_told_as_that(host):
+def test_time_out_during_the_linger_is_logged_as_one(host):
     """A time-out shortens a linger, and says that the command had exited before."""
     script = "trap '' TERM; sh -c 'sleep 300; sleep 300' & exit 0"
     run = host.run(["sh", "-c", script], timeout=2, linger=1000.0, grace=0.1)
@@ -1129,7 +1129,7 @@ def test_supervisor_that_had_to_kill_is_replaced(host):
     assert host.run(programs.EXIT_3).exit.wait_status == 3 << 8
 
 
-def test_job_that_somebody_runs_is_not_run_twice(host):
+def test_running_job_is_not_run_twice(host):
     """A second request for a running job is dropped, and the first one is not disturbed."""
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
@@ -1215,7 +1215,7 @@ def test_launcher_that_fails(error, number):
     assert open_descriptors() == before
 
 
-def test_the_way_to_a_supervisor_is_no_standard_stream():
+def test_supervisor_socket_is_never_a_standard_stream():
     """A host that has closed those does not get their numbers for its sockets, either end."""
     assert min(in_child(sockets_without_standard_streams)) > 2
 

@@ -38,7 +38,7 @@ def test_lines_have_the_stream_that_is_asked_for(jobs):
     assert lines_of(jobs, task) == [("output", "a"), ("stderr", "b"), ("stdout", "c")]
 
 
-def test_what_is_logged_is_in_the_log_when_the_call_returns(jobs, logger):
+def test_logged_record_is_stored_when_the_call_returns(jobs, logger):
     """Formatted, with its traceback, from the level on; jobcore's own events are left out."""
     with jobs.task("ELT") as task:
         handler = task.handler("INFO", stream="stderr")
@@ -77,7 +77,7 @@ def test_logging_after_the_end_of_the_job_does_nothing(jobs, logger, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_printed_becomes_lines(jobs):
+def test_printed_text_becomes_lines(jobs):
     """A line is stored when it ends, and the last one at the end of the block."""
     with jobs.task("ELT") as task:
         with contextlib.redirect_stdout(task.writer()):
@@ -115,7 +115,7 @@ def test_prefix_begins_each_line_of_a_writer(jobs):
     ]
 
 
-def test_writer_tells_that_the_job_is_over(jobs):
+def test_writer_raises_after_the_job_has_ended(jobs):
     """A print ends the body then, as `log` does; closed writers refuse."""
     reached = []
 

@@ -92,7 +92,7 @@ STEPS = [
 
 @pytest.mark.parametrize("step", STEPS, ids=["log", "progress", "check", "end"])
 @pytest.mark.parametrize("end", ENDS)
-def test_body_of_a_job_that_is_over_is_told(jobs, end, step):
+def test_body_of_an_ended_job_gets_stopped(jobs, end, step):
     """Its next step raises Stopped, or its end does; the job stays as it was ended."""
     task = jobs.task("ELT")
 
@@ -116,7 +116,7 @@ def test_body_of_a_job_that_is_over_is_told(jobs, end, step):
         assert (job.status, texts(jobs, job)) == (status, ["begun"])
 
 
-def test_error_of_a_body_that_was_stopped_goes_on(jobs):
+def test_error_of_a_stopped_body_propagates(jobs):
     """The job stays STOPPED, and what the body raised is not replaced."""
     task = jobs.task("ELT")
 

@@ -87,7 +87,7 @@ async def test_body_that_awaits_is_cancelled_when_its_job_is_over(jobs, verb):
     assert [getattr(one, "job_id", one) for one in told] == [at_work[0].id, "went on"]
 
 
-async def test_next_step_of_a_stopped_body_is_told(jobs):
+async def test_next_step_of_a_stopped_body_raises_stopped(jobs):
     """It gets Stopped by its step or by the cancellation, whichever is first; both once."""
     told = []
     for _ in range(5):
@@ -101,7 +101,7 @@ async def test_next_step_of_a_stopped_body_is_told(jobs):
     assert told == [Status.STOPPED] * 5
 
 
-async def test_block_that_ends_while_it_is_stopped_is_told(jobs):
+async def test_block_ending_during_a_stop_raises_stopped(jobs):
     """A body without a step more learns at its end that its job was not completed."""
     told = []
     try:
@@ -113,7 +113,7 @@ async def test_block_that_ends_while_it_is_stopped_is_told(jobs):
     assert told == [Status.STOPPED]
 
 
-async def test_cancellation_by_the_host_goes_on_and_ends_the_job(jobs):
+async def test_cancellation_by_the_host_propagates_and_ends_the_job(jobs):
     """The job is ERROR with the traceback: nothing asked for its stop."""
     with anyio.CancelScope() as scope:
         async with jobs.task("ELT") as task:
@@ -138,7 +138,7 @@ async def test_cancellation_by_the_host_and_a_stop_at_once(jobs):
     assert (await call(jobs.get_job, task.job.id)).status is Status.STOPPED
 
 
-async def test_exception_of_a_body_that_was_cancelled_goes_on(jobs):
+async def test_exception_of_a_cancelled_body_propagates(jobs):
     """What its clean-up raises is not replaced, and no cancellation is left over."""
     begun, at_work, told = anyio.Event(), [], []
 

@@ -76,7 +76,7 @@ def test_prompt_is_seen_everywhere_while_it_stands(running_jobs, gate):
     assert jobs.wait(job.id, PATIENCE).exit_code == 3
 
 
-def test_prompt_comes_before_the_line_that_says_the_job_was_stopped(running_jobs, gate):
+def test_prompt_comes_before_the_line_about_the_stop(running_jobs, gate):
     """In its place and with its own time."""
     jobs = running_jobs
     job = jobs.submit(asking(gate, grace=0))
@@ -216,7 +216,7 @@ def test_follower_of_a_busy_job_gets_each_byte_once(running_jobs, gate, is_async
     assert len({line.time_ns for line in asked}) == 1
 
 
-def test_follower_tells_before_it_waits(running_jobs, gate):
+def test_follower_calls_on_wait_before_waiting(running_jobs, gate):
     """What it has returned by then can be flushed."""
     script = 'printf "1? "; read -r _ < "$GATE"; echo yes; echo more'
     job = running_jobs.submit(Command(["sh", "-c", script], env={"GATE": gate}))
@@ -314,7 +314,7 @@ class TestTail:
         assert [line.text for line in jobs.logs(job.id, 2)] == half
         assert self.follow(jobs, job, 2) == ["end", *half]
 
-    def test_remains_of_an_earlier_tail_tell_nothing(self, jobs, scripted):
+    def test_remains_of_an_earlier_tail_are_ignored(self, jobs, scripted):
         """Its end of lines is for another number."""
         job = self.started(scripted, (frames.STDERR, b"other\n"))
         self.tail(job, 999, 0)
@@ -419,7 +419,7 @@ class TestResolver:
         with open(path, "wb") as file:
             file.write(self.framed(1, b"half "))
 
-    def test_text_is_numbered_behind_a_torn_frame(self, jobs, scripted):
+    def test_text_after_a_torn_frame_is_numbered(self, jobs, scripted):
         """The frame that the SIGKILL tore is passed over."""
         job = self.dead(scripted, self.text)
         jobs.recover()
@@ -453,7 +453,7 @@ class TestResolver:
          lambda path: os.close(os.open(path, os.O_CREAT))],
         ids=["directory", "FIFO", "link", "unreadable"],
     )  # fmt: skip
-    def test_strange_file_in_its_place_prevents_no_verdict(self, jobs, scripted, tail):
+    def test_irregular_tail_file_does_not_prevent_settling(self, jobs, scripted, tail):
         """It is passed over, and goes with the directory."""
         job = self.dead(scripted, tail)
         jobs.recover()

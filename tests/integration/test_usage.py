@@ -54,7 +54,7 @@ def test_any_manager_of_the_machine_sees_it(running, database):
         assert jobs.usage(str(running.id)).processes == 2
 
 
-def test_what_does_not_run_has_none(running_jobs, jobs):
+def test_job_that_does_not_run_has_no_usage(running_jobs, jobs):
     """Neither has a task of a host; an unknown job is told."""
     ended = running_jobs.wait(running_jobs.submit(["true"]).id, PATIENCE)
     queued, own = jobs.create_job("TASK"), jobs.create_job("TASK")

@@ -81,7 +81,7 @@ def follow(jobs, job_id, sequence=0):
 
 @pytest.mark.parametrize("do", [wait_for, follow])
 @pytest.mark.parametrize("kind", ["queued", "without a process", "in a process"])
-def test_who_waits_idly_touches_no_table(statements, jobs, scripted, looks, kind, do):
+def test_idle_waiter_reads_no_table(statements, jobs, scripted, looks, kind, do):
     """Between commits a waiter executes nothing but the question whether there was one."""
     run = scripted() if kind == "in a process" else None
     job = jobs.get_job(run.id) if run else jobs.create_job("TASK")
@@ -105,7 +105,7 @@ def test_who_waits_idly_touches_no_table(statements, jobs, scripted, looks, kind
     assert answers in ([Status.COMPLETE], [Status.STOPPED], [[]])
 
 
-def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkeypatch):
+def test_idle_drain_reads_no_table(statements, database, tmp_path, monkeypatch):
     """While a job of the manager runs, a drain asks the tables nothing."""
     asked = []
     is_idle = Dispatcher.is_idle
@@ -135,7 +135,7 @@ def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkey
     assert (answers, status) == ([None], Status.ERROR)
 
 
-def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, database):
+def test_drain_with_unclaimable_jobs_reads_the_queue_once(jobs, database):
     """What is queued does not leave the queue without a commit, so it is not asked for again."""
     with JobManager(database, slots=1, python="/nonexistent") as stuck:
         job = stuck.submit(["true"])
@@ -193,7 +193,7 @@ def test_a_drain_without_slots_waits_for_those_who_run_the_queue(database, tmp_p
     assert ended == [Status.ERROR, Status.ERROR, Status.RUNNING, Status.QUEUED]
 
 
-def test_a_drain_without_slots_says_what_still_runs(database):
+def test_drain_without_slots_names_the_running_jobs(database):
     """Where the time is over it names the job that is running elsewhere."""
     with JobManager(database, slots=0) as queue, JobManager(database, slots=1) as worker:
         job = worker.submit(SLEEPS)
@@ -390,7 +390,7 @@ def test_a_commit_of_this_process_wakes_at_once(jobs, own, monkeypatch, do):
     assert answers == [Status.COMPLETE if do is wait_for else []]
 
 
-def test_others_commits_wake_nobody_for_long(jobs, own, looks, monkeypatch):
+def test_foreign_commits_wake_waiters_only_briefly(jobs, own, looks, monkeypatch):
     """However many commits of others there are, a waiter rests between its looks at the tables."""
     naps = []
     monkeypatch.setattr(
@@ -476,7 +476,7 @@ def test_a_dead_supervisors_job_ends_for_its_followers(jobs, scripted):
     assert jobs.get_job(run.id).reason is Reason.LOST
 
 
-def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatch):
+def test_failed_import_is_retried_by_the_follower(jobs, scripted, monkeypatch):
     """A follower that fails to write what it found rests, tries again, and misses nothing."""
     failures = []
     reconcile = Recovery.reconcile
@@ -501,7 +501,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
     assert answers == [[(0, b"a\n")]]
 
 
-def test_lines_that_a_damaged_file_lost_keep_nobody_waiting(jobs, own):
+def test_follower_skips_lines_lost_by_damage(jobs, own):
     """Where the file lacks lines that its job has, a follower passes over them."""
     jobs.append_log(own.id, "a")
     with transaction(parts(jobs).database) as connection:

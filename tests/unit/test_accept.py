@@ -85,7 +85,7 @@ def quality(offered, ranges):
         ("text/plain;level=1;q=0.2, application/x-ndjson;q=0.3", NDJSON),
     ],
 )
-def test_what_is_asked_for(accept, expected):
+def test_preferred_type_of_the_header_is_chosen(accept, expected):
     """The type that the header prefers is the one that is sent."""
     assert log_type(accept) == expected
 
@@ -99,7 +99,7 @@ def test_what_is_asked_for(accept, expected):
         '"text/plain"', "text/plain\0",
     ],
 )  # fmt: skip
-def test_what_there_is_not(accept):
+def test_unavailable_types_raise_not_acceptable(accept):
     """A header that names nothing that there is gets an error that says what there is."""
     with pytest.raises(NotAcceptable) as caught:
         log_type(accept)
@@ -141,7 +141,7 @@ def test_any_header_has_an_answer(accept):
 
 
 @pytest.mark.parametrize("piece", ['"', '\\"', ",", ";", "text/plain;q=0.", "*/*,", '"\\', "q="])
-def test_a_long_header_is_no_burden(piece):
+def test_long_header_is_read_in_linear_time(piece):
     """A header of a megabyte is read at all: what grows with the square would take hours."""
     try:
         chosen = log_type(piece * (10**6 // len(piece)))

@@ -84,7 +84,7 @@ def refusal(call):
         lambda jobs: jobs.create_pipeline("p", ["true"], max_retries="x"),
     ],
 )
-def test_what_cannot_be_run_is_a_command_error(jobs, call):
+def test_invalid_command_raises_command_error(jobs, call):
     """Whatever says what to run is refused as a CommandError, and nothing is created."""
     with pytest.raises(CommandError):
         call(jobs)
@@ -164,7 +164,7 @@ def test_a_wrong_grace_is_a_command_error(jobs, grace):
 
 
 @pytest.mark.parametrize("large", [2**63 - 1, 2**63, HUGE, DIGITS])
-def test_numbers_beyond_sqlite_are_no_errors(jobs, large):
+def test_numbers_beyond_sqlite_are_accepted(jobs, large):
     """There are no lines that far, and no more jobs or lines than there are."""
     job = jobs.create_job("TASK")
     jobs.start_job(job.id)
@@ -238,7 +238,7 @@ def test_a_database_is_a_file(tmp_path, monkeypatch, path):
         ("on_exit", None),
     ],
 )
-def test_a_manager_says_which_argument_is_wrong(database, name, value):
+def test_argument_error_names_the_argument(database, name, value):
     """It is an ArgumentError with the argument's name, and no file is made."""
     error = refusal(lambda: JobManager(database, **{name: value}))
 

@@ -316,7 +316,7 @@ def without_reports(data):
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 @pytest.mark.parametrize("before", [b"", b"a\n", b"\n"])
 @pytest.mark.parametrize("streams", [(frames.OUTPUT,), (frames.STDOUT, frames.STDERR)])
-def test_a_report_is_no_line(record, end, before, streams):
+def test_progress_report_is_not_a_line(record, end, before, streams):
     """A report is taken out wherever it is cut by two reads, and the lines around it are dense."""
     data = before + REPORT + end + (b"b\nc" if end else b"")
     for cut_at in range(1, len(data)):
@@ -332,7 +332,7 @@ def test_a_report_is_no_line(record, end, before, streams):
 
 
 @pytest.mark.parametrize("line", NO_REPORTS)
-def test_what_is_no_report_is_a_line(record, line):
+def test_malformed_report_stays_a_line(record, line):
     """A line that begins like a report and is none stays as it is, wherever it is cut."""
     data = b"a\n" + line + b"b\n"
     for cut_at in range(1, len(data)):
@@ -359,7 +359,7 @@ def test_two_streams_have_two_lines(record):
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1, 17])
-def test_the_rest_of_a_long_line_is_no_report(record, shift):
+def test_rest_of_a_long_line_is_not_a_report(record, shift):
     """What looks like a report behind the cut of a long line is a piece of that line."""
     data = b"x" * (frames.MAX_PAYLOAD + shift) + b"jobcore:progress 1/2\n" + REPORT + b"\n"
     for size in (1000, 4096, 65536):
@@ -372,7 +372,7 @@ def test_the_rest_of_a_long_line_is_no_report(record, shift):
         assert recorder.reported == b"3/10 loading"
 
 
-def test_the_rest_of_a_long_last_line_is_no_report(record):
+def test_rest_of_a_long_last_line_is_not_a_report(record):
     """The same at the end of the output, which has no newline."""
     data = b"x" * frames.MAX_PAYLOAD + b"jobcore:progress 1/2"
     recorder = record()
@@ -426,7 +426,7 @@ def test_reports_among_any_stream(record, seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_reports_take_no_room_and_go_on_beyond_the_limit(record, seed):
+def test_reports_do_not_count_for_the_output_limit(record, seed):
     """Reports do not count for the output limit, and come through when it is reached."""
     rng = random.Random(seed)
     lines = [b"x" * rng.randrange(50) + b"\n" for _ in range(200)]
@@ -561,7 +561,7 @@ def test_files_begin_at_frames(record, monkeypatch):
         assert frames.decode(data) is not None
 
 
-def test_nothing_said_no_file(tmp_path):
+def test_job_without_output_has_no_spool_file(tmp_path):
     """A job without output has no spool file."""
     directory = os.open(tmp_path, os.O_RDONLY)
     Spool(directory).close()

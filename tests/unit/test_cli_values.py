@@ -38,7 +38,7 @@ def test_time_is_a_number_of_seconds_or_has_units(text, seconds):
 @pytest.mark.parametrize(
     "text", ["", "x", "m", "5 m", "5m-", "-5m", "1h-30m", "nan", "inf", "1y", "٣m"]
 )
-def test_other_texts_are_no_time(text):
+def test_invalid_time_is_refused(text):
     """The error shows the value and an example."""
     for parse in (values.delay, values.time_limit, values.age):
         with pytest.raises(typer.BadParameter, match="not '"):
@@ -79,7 +79,7 @@ def test_age_is_a_moment_in_the_past():
 @pytest.mark.parametrize(
     "text", ["25:00", "12:60", "tomorrow", "2026-13-01", "9999-12-31T23:59-23:59", ""]
 )
-def test_other_texts_are_no_moment(text):
+def test_invalid_moment_is_refused(text):
     """The error shows the value and an example."""
     for parse in (values.moment, values.past):
         with pytest.raises(typer.BadParameter, match="a time of day such as 18:30"):

@@ -46,7 +46,7 @@ def test_naive_time_is_refused():
         from_datetime(naive)
 
 
-def test_system_clock_tells_the_machine_time():
+def test_system_clock_is_the_machines_clock():
     """The system clock's wall time is now, in microseconds, and its other one never goes back."""
     clock = SystemClock()
     before = from_datetime(datetime.now(timezone.utc))

@@ -157,7 +157,7 @@ def test_any_argv_is_taken_or_refused(argv):
         ({"shell": "yes"}, "shell"),
     ],
 )
-def test_what_can_never_run_is_refused(fields, told):
+def test_impossible_command_is_refused(fields, told):
     """A mistake is met where it was made, and the message says which part is wrong."""
     with pytest.raises(CommandError, match=told):
         Command(**{"argv": ["true"], **fields})

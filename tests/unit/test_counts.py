@@ -261,7 +261,7 @@ def test_a_job_that_is_refused_does_not_count(database):
         "INSERT INTO workspace_count VALUES (0, 'x', 'TASK', 1, 0, 0, 0, 0)",
     ],
 )
-def test_counts_that_somebody_has_changed_are_found_and_mended(database, statement):
+def test_changed_counts_are_found_and_repaired(database, statement):
     """Doctor compares the counts with the jobs, and a repair counts anew."""
     with JobManager(database, slots=0) as jobs:
         pipeline = jobs.create_pipeline("p", ["true"])

@@ -157,7 +157,7 @@ def _newer(path):
         (_newer, SchemaTooNew),
     ],
 )
-def test_strange_file_is_refused_and_untouched(database, make, error):
+def test_foreign_file_is_refused_and_untouched(database, make, error):
     """What is not a file of this or an older jobcore is refused without changing a byte."""
     make(database)
     before = contents(database)
@@ -250,7 +250,7 @@ print(len(opened) > 0, [name for name in opened if name.endswith((".db", "-wal",
     assert printed == "True []\n"
 
 
-def test_no_error_and_no_log_of_statements_tells_a_value(database, caplog):
+def test_errors_and_statement_logs_contain_no_values(database, caplog):
     """What is stored, an environment perhaps, is in no error and in no log of SQLAlchemy."""
     statement = sqlalchemy.text("INSERT INTO note VALUES (:text)")
     with caplog.at_level(logging.DEBUG, logger="sqlalchemy"):
@@ -406,7 +406,7 @@ def test_any_error_rolls_back(opened, error):
     assert notes(opened) == {"whole"}
 
 
-def test_broken_rule_is_told_as_damage(opened):
+def test_broken_constraint_raises_database_corrupt(opened):
     """jobcore's statements keep the rules of the schema: what breaks one is rolled back."""
     note(opened, "once")
     with pytest.raises(DatabaseCorrupt, match="jobcore doctor"), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
@@ -464,7 +464,7 @@ def test_threads_write_one_after_the_other(opened):
     assert len(notes(opened)) == 6 * 25 * 2
 
 
-def test_closed_database_says_so(opened):
+def test_closed_database_refuses_every_use(opened):
     """After close every use is refused with a typed error; closing again is harmless."""
     opened.close()
     opened.close()
@@ -558,7 +558,7 @@ def test_removed_file_is_gone(database, opened):
     assert not os.path.exists(database)
 
 
-def test_file_that_is_removed_just_behind_the_look_is_gone(database, opened, monkeypatch):
+def test_file_removed_just_after_the_check_raises_database_gone(database, opened, monkeypatch):
     """A connection that finds no file any more says so, not only that it cannot open it."""
     connect = sqlite3.connect
 
@@ -683,7 +683,7 @@ def test_read_only_database_can_be_read(others_place, what):
     assert answer == ["there", ["there"], "QUEUED"]
 
 
-def test_read_only_place_without_a_log_is_told(others_place):
+def test_read_only_place_without_a_log_is_refused(others_place):
     """Where SQLite cannot even make its shared memory, opening says that it is read-only."""
     path, become = others_place
 
@@ -703,7 +703,7 @@ def test_read_only_place_without_a_log_is_told(others_place):
     assert in_child(try_it) == ["jobs.db", "jobs.db.jobs"]
 
 
-def test_read_only_directory_without_database_is_told(others_place):
+def test_read_only_directory_without_database_is_refused(others_place):
     """Where no database can be made the answer is typed, and nothing is there."""
     path, become = others_place
     os.chmod(os.path.dirname(path), 0o500)
@@ -797,7 +797,7 @@ def test_new_database_takes_the_root_that_is_there(database):
 
 
 @pytest.mark.parametrize("what", ["link", "open to others", "file"])
-def test_strange_root_is_refused(database, tmp_path, what):
+def test_invalid_root_is_refused(database, tmp_path, what):
     """A root that is a link, open to others, or no directory is never used."""
     Database(database).close()
     root = database + ".jobs"
@@ -1014,7 +1014,7 @@ def test_version_differs_after_every_commit(database, opened):
     assert still == seen[-1] == opened.version()
 
 
-def test_rolled_back_write_is_no_change(opened):
+def test_rolled_back_write_does_not_change_the_version(opened):
     """What was rolled back wakes nobody for long."""
     seen = opened.version()
     with pytest.raises(ZeroDivisionError), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
@@ -1219,7 +1219,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
     assert answer == [True, True]  # the writer's, and the one that nobody refers to
 
 
-def test_who_comes_into_the_middle_of_his_threads_fork_is_refused(opened, monkeypatch):
+def test_call_in_the_middle_of_a_fork_is_refused(opened, monkeypatch):
     """A signal handler that reads then is told that it is busy: the fork waits for its end."""
     close_connections = opened._close_connections
     refusals = []
@@ -1303,7 +1303,7 @@ def test_close_waits_for_transactions(database, opened):
     again.close()
 
 
-def test_close_does_not_wait_for_a_read_of_its_own_thread(database, opened):
+def test_close_does_not_wait_for_the_callers_own_read(database, opened):
     """A signal handler that closes leaves the read that it came into to its end."""
     begun = time.monotonic()
     with opened.read() as connection:
@@ -1337,7 +1337,7 @@ def test_close_inside_a_write_leaves_it_to_its_end(database, opened):
     again.close()
 
 
-def test_fork_with_an_exception_in_hand_is_no_fork_in_a_transaction(database, opened):
+def test_fork_with_a_stored_traceback_is_not_in_a_transaction(database, opened):
     """A connection that was closed, and that only a traceback still refers to, harms no child."""
     with foreign(database) as other:
         other.execute("BEGIN IMMEDIATE")

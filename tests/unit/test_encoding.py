@@ -64,7 +64,7 @@ def same(one, other):
 
 
 @given(EXACT)
-def test_what_json_keeps_exactly_goes_as_json(value):
+def test_values_that_json_keeps_are_sent_as_json(value):
     """Texts, numbers, lists and objects with texts as keys are JSON, and come back as they were."""
     form, data = encoding.encode(value)
 
@@ -102,7 +102,7 @@ for _ in range(encoding.DEEPEST):
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_what_json_would_change_is_pickled(value):
+def test_values_that_json_would_change_are_pickled(value):
     """What is of another type, or another shape, after JSON does not go as JSON."""
     assert encoding.encode(value)[0] == PICKLE
 
@@ -125,7 +125,7 @@ def test_a_list_in_two_places_is_one_list():
     assert first is second
 
 
-def test_a_long_number_is_no_trouble_whatever_the_limit_is():
+def test_long_number_is_encoded_under_any_digit_limit():
     """Not even the tightest limit on the conversion of numbers keeps one from being stored."""
     limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
     try:
@@ -215,7 +215,7 @@ def in_main():
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_cannot_be_stored_says_why(value, reason):
+def test_unstorable_value_names_the_reason(value, reason):
     """Each refusal names what is in the way by its type or name, and shows nothing of it."""
     with pytest.raises(Unstorable) as caught:
         encoding.encode(value)

@@ -60,7 +60,7 @@ def test_unarmed_nothing_happens():
     assert failpoints.reach(failpoints.CLAIMED, object()) is None
 
 
-def test_armed_callbacks_are_told_point_and_host(armed):
+def test_armed_callbacks_get_point_and_host(armed):
     """Whoever armed the points hears of each, and of whose it is, until disarmed."""
     first, second, host = [], [], object()
     armed(lambda *told: first.append(told))
@@ -75,7 +75,7 @@ def test_armed_callbacks_are_told_point_and_host(armed):
     assert second == [("claimed", host)]
 
 
-def test_what_a_callback_raises_is_raised_at_the_point(armed):
+def test_callback_exception_is_raised_at_the_failpoint(armed):
     """A crash goes through every `except Exception`."""
 
     def crash(*_):

@@ -116,7 +116,7 @@ def test_mount_table_of_this_machine_is_read(tmp_path):
     filesystem.require_local(str(tmp_path))
 
 
-def test_mount_of_any_bytes_is_no_obstacle(tmp_path, monkeypatch):
+def test_mount_with_a_name_that_is_not_utf_8_is_ignored(tmp_path, monkeypatch):
     """Another mount whose name is no UTF-8 does not keep a local database from opening."""
     table = tmp_path / "mountinfo"
     table.write_bytes(
@@ -177,7 +177,7 @@ def test_hard_link_is_refused(database):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_file_is_refused(database, make):
+def test_database_that_is_not_a_file_is_refused(database, make):
     """A directory or a FIFO under the name is refused, and not waited for."""
     make(database)
 
@@ -185,13 +185,13 @@ def test_what_is_no_file_is_refused(database, make):
         Database(database)
 
 
-def test_missing_parent_is_told(tmp_path):
+def test_missing_parent_directory_is_reported(tmp_path):
     """A database in a directory that is not there is refused with the reason."""
     with pytest.raises(StoreError, match="No such file or directory"):
         Database(tmp_path / "missing" / "jobs.db")
 
 
-def test_a_relative_path_where_the_current_directory_is_gone_is_told(tmp_path):
+def test_relative_path_without_a_current_directory_raises(tmp_path):
     """A database that has no place, for the current directory was removed, is a StoreError."""
 
     def try_it():

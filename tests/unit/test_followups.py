@@ -123,7 +123,7 @@ def test_retries_are_stored_as_they_were():
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"max": -1}', '{"max": 1, "x": 2}', "null"])
-def test_damaged_retries_are_told(text):
+def test_damaged_retries_raise_database_corrupt(text):
     """What was not stored by `to_json` is damage."""
     with pytest.raises(DatabaseCorrupt, match="stored retries are invalid"):
         Retries.from_json(text)

@@ -50,7 +50,7 @@ def test_a_frame_without_lines_is_legal():
     assert list(frames.split_lines(data, frames.decode(data))) == []
 
 
-def test_every_prefix_is_no_frame():
+def test_incomplete_frame_is_not_decoded():
     """A frame that is not there to its last byte is none."""
     data = encode(b"line\n")
 
@@ -67,7 +67,7 @@ def test_every_flipped_bit_is_noticed():
         assert frames.decode(bytes(damaged)) is None
 
 
-def test_scan_ends_before_damage_and_find_next_goes_on_behind_it():
+def test_scan_ends_before_damage_and_find_next_skips_it():
     """Frames before damage are read, and the first whole one behind it is found."""
     rng = random.Random(1)
     good = [encode(b"%d\n" % n, first=n) for n in range(10)]

@@ -124,7 +124,7 @@ def test_the_path_is_that_of_the_submitter(monkeypatch, tmp_path):
         ("some.package:Class.method", "some.package:Class.method"),
     ],
 )
-def test_what_has_a_name_is_called_by_it(target, name):
+def test_named_callable_is_sent_by_name(target, name):
     """Functions, classes and methods of classes travel by name, and are not pickled."""
     told = payload(Command.from_json(function_command(target, [1]).to_json()))
 
@@ -143,7 +143,7 @@ def test_what_has_a_name_is_called_by_it(target, name):
         ([3, 1].index, [1], 1),
     ],
 )
-def test_what_has_no_name_is_taken_along(target, args, value):
+def test_unnamed_callable_is_pickled(target, args, value):
     """A bound method, a partial call or a callable object is pickled with its arguments."""
     carried, positional, named = call(function_command(target, args))
 
@@ -256,7 +256,7 @@ HERE = "tests.functions"
     ],
     ids=lambda value: value[-40:] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_cannot_be_called_is_refused_with_the_reason(target, args, reason):
+def test_uncallable_target_is_refused_with_the_reason(target, args, reason):
     """The call says what is in the way and where, and shows no argument."""
     with pytest.raises(CommandError) as caught:
         function_command(target, args)
@@ -289,7 +289,7 @@ with JobManager(DATABASE, slots=0) as jobs:
 """
 
 
-def test_what_the_program_itself_defines_is_refused(database):
+def test_function_of_main_is_refused(database):
     """Pickle would take what `__main__` defines, and a fresh interpreter would not find it."""
     told = run_python(PROGRAM.replace("DATABASE", repr(database))).splitlines()
     print_0 = "builtins:print: argument 0 cannot be sent:"
@@ -326,14 +326,14 @@ def test_options_are_checked(options, reason):
     assert SECRET not in str(caught.value)
 
 
-def test_a_mapping_of_odd_keys_is_refused_by_name():
+def test_unpicklable_keyword_argument_is_named():
     """An argument by name that cannot be sent is said by its name."""
     with pytest.raises(CommandError, match="argument 'second' cannot be sent"):
         function_command(functions.gives_back, [], {"first": 1, "second": functions.HoldsALock()})
 
 
 @pytest.mark.parametrize("target", [lambda: 1, "no name", functions.HoldsALock().method])
-def test_what_is_refused_creates_nothing(jobs, target):
+def test_refused_function_creates_no_job(jobs, target):
     """After a refusal there is no job."""
     with pytest.raises(CommandError):
         jobs.submit_function(target)

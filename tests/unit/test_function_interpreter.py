@@ -33,7 +33,7 @@ def test_the_same_python_looks_where_the_submitter_does():
         "/somewhere/site-packages",
     ],
 )  # fmt: skip
-def test_another_python_is_spared_the_submitters_installation(entry):
+def test_other_python_ignores_the_submitters_installation(entry):
     """The standard library and the packages of one version are nothing to another one."""
     sent = ["/app", entry, "/src/python"]
     own = ["/usr/lib/python3.13"]
@@ -41,7 +41,7 @@ def test_another_python_is_spared_the_submitters_installation(entry):
     assert merged_path(sent, OTHER, own) == ["/app", "/src/python", *own]
 
 
-def test_a_python_is_told_by_version_and_place():
+def test_python_is_identified_by_version_and_location():
     """Two virtual environments of one version are two installations."""
     assert this_python() == [sys.implementation.cache_tag, sys.prefix, sys.exec_prefix]
 

@@ -186,7 +186,7 @@ def test_collection(jobs, limit):
 
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("query", ["", "?limit=9&status=RUNNING&before=5&q=a%26b&empty="])
-def test_next_page_goes_on_behind_the_last_job(jobs, slash, query):
+def test_next_page_continues_after_the_last_job(jobs, slash, query):
     """The cursor is the last job's number; everything else of the query stays."""
     for _ in range(3):
         jobs.create_job("TASK")

@@ -54,7 +54,7 @@ def test_lines_arrive_as_they_are_written(jobs, scripted):
     assert run.row()["spool_offset"] == run.end
 
 
-def test_frame_without_lines_is_no_obstacle(jobs, scripted):
+def test_frame_without_lines_does_not_block_later_ones(jobs, scripted):
     """A frame of no lines, imported by itself, keeps no later one from being stored."""
     run = scripted()
     for _ in range(3):
@@ -286,7 +286,7 @@ def test_missing_spool_file_becomes_a_hole(jobs, scripted, missing):
     assert dense(log)
 
 
-def test_missing_directory_after_the_verdict_is_no_lie(jobs, scripted):
+def test_missing_directory_after_the_verdict_keeps_the_numbers(jobs, scripted):
     """All spool files gone: the verdict stands, every number is there as lost."""
     run = scripted()
     run.write(b"a\n", b"b\n")
@@ -340,7 +340,7 @@ def test_undamaged_output_that_looks_like_a_frame_stays_whole(jobs, scripted):
 
 
 @pytest.mark.parametrize("what", ["wrong token", "torn", "empty", "noise", "directory entry"])
-def test_verdict_that_is_none_is_not_believed(jobs, scripted, what):
+def test_invalid_exit_record_is_ignored(jobs, scripted, what):
     """While the lock is held an exit record that is torn or another run's is as good as none."""
     run = scripted()
     run.write(b"running\n")
@@ -414,7 +414,7 @@ def test_imported_spool_files_go_while_the_job_runs(jobs, scripted):
     assert run.gone()
 
 
-def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scripted, database):
+def test_directory_removed_by_another_manager_needs_no_cleaning(jobs, scripted, database):
     """Behind a commit another manager may settle the job, and remove all that it had."""
     run = scripted()
     run.write(b"first\n")

@@ -41,7 +41,7 @@ def steps():
     yield sys._getframe()
 
 
-def test_call_is_over_when_its_frame_is_no_longer_executed():
+def test_call_is_over_when_its_frame_has_ended():
     """Though an exception that is kept refers to the frame."""
     inside = []
     ended = frame_of(lambda frame: inside.append(is_over(frame)))
@@ -64,7 +64,7 @@ def test_call_of_another_thread_is_not_over_while_it_waits():
     assert (before, is_over(frames[0])) == (False, True)
 
 
-def test_generator_goes_on_though_it_was_asked_whether_it_is_over():
+def test_suspended_generator_survives_is_over():
     """A suspended generator is not cleared by the question."""
     generator = steps()
     frame = next(generator)
@@ -418,7 +418,7 @@ def test_files_of_jobs_are_opened_in_threads_of_jobcores_own(jobs, scripted, mon
     assert here not in places
 
 
-def test_what_a_signal_handler_raises_comes_out_as_it_is(jobs, scripted, monkeypatch):
+def test_signal_handler_exception_propagates_unchanged(jobs, scripted, monkeypatch):
     """A host's time-out is no error of a job, which a read would go on after."""
     run = scripted()
     run.write(b"line\n")

@@ -148,7 +148,7 @@ def test_record_round_trip(directory):
     assert os.listdir(directory) == ["record"]
 
 
-def test_torn_records_count_as_none(directory):
+def test_torn_record_is_ignored(directory):
     """No prefix of a record, and no flipped bit, is taken for a record."""
     data = job_directory.encode_record({"grace_ms": 5, "who": "me"})
 

@@ -212,7 +212,7 @@ def test_progress_is_not_in_the_history(jobs, own):
     assert [str(entry.trigger) for entry in jobs.history(own.id)] == ["create", "start"]
 
 
-def test_the_statement_itself_says_whose_it_is(jobs, own, scripted):
+def test_update_of_progress_checks_the_owner(jobs, own, scripted):
     """The guard is in the UPDATE: neither a process's job nor a final one is written."""
     run = scripted()
     numbers = [jobs.get_job(run.id).number, own.number]

@@ -109,7 +109,7 @@ def test_exit_code_is_the_kernels(code):
 
 
 @every(core=[0, CORE], number=sorted({int(one) for one in signal.valid_signals()}))
-def test_every_signal_is_told(number, core):
+def test_every_signal_becomes_exit_code_and_signal(number, core):
     """A command killed by signal n is ERROR with 128 + n and the signal beside it."""
     ending = Ending(Reason.SIGNALED, number | core)
 
@@ -136,7 +136,7 @@ def test_wait_status_is_what_the_kernel_gives():
 
 @pytest.mark.parametrize("trigger", Trigger)
 @pytest.mark.parametrize("status", Status)
-def test_trigger_leads_where_the_rules_say(status, trigger):
+def test_triggers_follow_the_rules(status, trigger):
     """Each trigger leads from each status where the rules say, or is refused."""
     expected = ARROWS.get((status, trigger))
 

@@ -80,7 +80,7 @@ def test_group_is_cut_between_lines():
                 assert line_by_line([part]) == lines[begin - group.first : end - group.first]
 
 
-def test_group_has_as_many_lines_as_its_header_says():
+def test_header_decides_the_number_of_lines():
     """If the text of a frame has more or fewer lines than its header says, the header counts."""
     fewer = LineGroup(5, 3, 0, "output", partial=False, raw=b"a\nb")
     more = LineGroup(5, 1, 0, "output", partial=False, raw=b"a\nb\n")

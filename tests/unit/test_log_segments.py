@@ -144,7 +144,7 @@ def test_limit_is_checked(jobs, own, limit):
         jobs.tail(own.id, limit)
 
 
-def test_unknown_job_is_told_at_the_call(jobs):
+def test_unknown_job_raises_at_the_call(jobs):
     """A log of no job is refused when it is asked for, not at the first line."""
     for read in (jobs.logs, jobs.follow, jobs.log_text, jobs.log_ndjson):
         with pytest.raises(JobNotFound):
@@ -153,7 +153,7 @@ def test_unknown_job_is_told_at_the_call(jobs):
         jobs.tail("no-such-job", 1)
 
 
-def test_reader_of_a_deleted_job_is_told(jobs, own):
+def test_reader_of_a_deleted_job_gets_job_deleted(jobs, own):
     """Deleting a job while its log is read is told to the reader, not taken for its end."""
     jobs.append_log(own.id, *["x" * 300] * 10_000)  # more segments than are read at once
     lines = jobs.logs(own.id)

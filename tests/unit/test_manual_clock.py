@@ -50,7 +50,7 @@ def at(seconds):
     return START_MONOTONIC + seconds
 
 
-def test_it_begins_at_a_fixed_moment():
+def test_manual_clock_starts_at_a_fixed_time():
     """Unless told otherwise it is 22:13:20 UTC on 14 November 2023, and 1000 seconds."""
     clock = ManualClock()
 
@@ -58,14 +58,14 @@ def test_it_begins_at_a_fixed_moment():
     assert clock.monotonic() == 1000.0
 
 
-def test_it_begins_where_it_is_told_to():
+def test_manual_clock_starts_at_the_given_time():
     """A start in any time zone is that moment."""
     start = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=9)))
 
     assert to_datetime(ManualClock(start).now()) == start
 
 
-def test_it_stands_still():
+def test_manual_clock_stands_still():
     """Nothing but a move makes it go on."""
     clock = ManualClock()
 
@@ -107,7 +107,7 @@ def test_the_wall_clock_is_set_by_a_number(seconds):
         ManualClock().jump(seconds)
 
 
-def test_a_start_without_a_time_zone_is_no_moment():
+def test_start_without_a_time_zone_is_refused():
     """It is refused, for the clock and for its wall time."""
     naive = datetime(2030, 1, 1)  # noqa: DTZ001 - that is the point
 
@@ -132,7 +132,7 @@ def test_the_wall_clock_alone_can_be_set():
     assert (clock.now(), clock.monotonic()) == (1_700_000_001_123_456, at(1))
 
 
-def test_what_waits_is_moved_on_at_its_own_moments():
+def test_attendants_act_at_their_own_times():
     """However far the clock is moved, it stands at each moment that is due on the way."""
     clock = ManualClock()
     one = Waits(clock, at(5), at(80.25))
@@ -164,7 +164,7 @@ def test_a_moment_that_no_float_hits_is_reached():
     assert waits.seen == moments
 
 
-def test_what_has_come_is_acted_on_before_time_goes_by():
+def test_arrived_work_is_done_before_time_moves():
     """A move begins with a step at the time at which it was asked for."""
     clock = ManualClock()
     waits = Waits(clock, at(-1))
@@ -195,7 +195,7 @@ def test_a_moment_can_be_gone_to():
     assert clock.monotonic() == at(3)
 
 
-def test_watchers_are_told_behind_each_move():
+def test_watchers_are_called_after_each_move():
     """They see the time that is set, at each moment on the way and for the wall clock, too."""
     clock = ManualClock()
     Waits(clock, at(5))
@@ -233,7 +233,7 @@ def test_one_who_watches_twice_ends_once():
     assert told == [at(1)]
 
 
-def test_who_does_not_attend_any_more_is_left_alone():
+def test_removed_attendant_is_not_called():
     """Its moments are nobody's."""
     clock = ManualClock()
     waits = Waits(clock, at(5))
@@ -246,7 +246,7 @@ def test_who_does_not_attend_any_more_is_left_alone():
     assert clock.runs() == frozenset()
 
 
-def test_what_waits_says_which_runs_it_has():
+def test_clock_knows_the_runs_of_its_attendants():
     """The clock knows all of them."""
     clock = ManualClock()
     one, other = Waits(clock), Waits(clock)
@@ -271,7 +271,7 @@ def test_a_watcher_may_move_it_on():
     assert clock.monotonic() == at(30)
 
 
-def test_moves_from_many_threads_come_one_behind_the_other():
+def test_moves_from_many_threads_are_serialised():
     """No second is lost, and no moment is seen twice or out of its order."""
     clock = ManualClock()
     moments = [at(number) for number in range(1, 400)]
@@ -288,7 +288,7 @@ def test_moves_from_many_threads_come_one_behind_the_other():
     assert clock.monotonic() == at(400)
 
 
-def test_a_forked_child_has_a_clock_of_its_own():
+def test_forked_child_has_its_own_clock():
     """It can be moved there though another thread was moving it, and the parent's stays."""
     clock = ManualClock()
     inside, go_on = threading.Event(), threading.Event()

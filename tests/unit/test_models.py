@@ -251,7 +251,7 @@ def test_text_of_any_bytes_can_be_sent(raw):
     LogLine(0, 0, "output", raw).text.encode("utf-8")
 
 
-def test_line_says_when_it_was_read():
+def test_line_has_the_time_of_its_reading():
     """A line's time stamp is an aware UTC datetime."""
     line = LogLine(5, 1_700_000_000_123_456_789, "stderr", b"x\n", partial=True)
     expected = datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=timezone.utc)

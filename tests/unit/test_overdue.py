@@ -57,7 +57,7 @@ def test_nothing_is_due_within_half_a_minute():
     assert overdue.judge(1, 1000.0 + WAKE_AFTER - 0.1, answers=False) is None
 
 
-def test_it_is_woken_first_and_killed_later():
+def test_overdue_supervisor_is_woken_before_it_is_killed():
     """SIGCONT comes first; SIGKILL only `KILL_AFTER` seconds later."""
     overdue = Overdue()
     overdue.judge(1, 0.0, answers=False)
@@ -67,7 +67,7 @@ def test_it_is_woken_first_and_killed_later():
     assert overdue.judge(1, WAKE_AFTER + KILL_AFTER, answers=False) is signal.SIGKILL
 
 
-def test_it_is_woken_first_however_late_the_second_look_is():
+def test_overdue_supervisor_is_woken_first_after_a_late_look():
     """A manager that was frozen with the supervisor gives it the time to answer."""
     overdue = Overdue()
     overdue.judge(1, 0.0, answers=False)
@@ -85,7 +85,7 @@ def test_supervisor_that_answers_is_never_signalled():
         assert overdue.judge(1, float(now), answers=True) is None
 
 
-def test_answer_begins_the_wait_anew():
+def test_answer_restarts_the_wait():
     """What counts is the time without any answer."""
     overdue = Overdue()
     overdue.judge(1, 0.0, answers=False)

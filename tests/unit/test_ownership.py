@@ -158,7 +158,7 @@ def test_forked_child_is_not_the_owner(ownership):
     assert not ownership.lives(own)
 
 
-def test_lock_whose_descriptor_was_closed_by_number_is_taken_anew(ownership):
+def test_lock_is_taken_again_after_its_descriptor_was_closed(ownership):
     """A host may close any number; what has that number then is not closed with the lock."""
     name = ownership.claim()
     (number,) = [one for one, to in descriptors().items() if to.endswith(PREFIX + name)]
@@ -277,13 +277,13 @@ def test_owner_whose_proc_entry_cannot_be_read_is_not_dead(ownership, monkeypatc
 
 
 @pytest.mark.parametrize("pid", ["-1", "0", str(2**40)])
-def test_name_with_an_impossible_pid_is_that_of_none(ownership, pid):
+def test_name_with_an_impossible_pid_has_no_process(ownership, pid):
     """A damaged name sends nothing to a process group."""
     assert ownership.lives(_with(ownership.claim(), pid=pid)) is False
 
 
 @pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.1.1.store"])
-def test_damaged_name_of_an_owner_is_that_of_none(ownership, name):
+def test_damaged_owner_name_has_no_process(ownership, name):
     """A file says what it likes; what names no process has no lock, either."""
     assert not ownership.lives(name)
 

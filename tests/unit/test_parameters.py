@@ -28,7 +28,7 @@ def test_beyond_the_largest_is_the_largest(text):
     ["", " ", "-1", "+1", " 1", "1 ", "1\n", "1.0", "1e3", "0x1", "1_0", "x", "²", "٣", "1\0",
      "NaN", -1, True, False, 1.0, None, b"1"],
 )  # fmt: skip
-def test_what_is_no_unsigned_integer(value):
+def test_invalid_unsigned_integer_is_refused(value):
     """Anything else is refused as a mistake of the client, by its name."""
     with pytest.raises(InvalidParameter) as caught:
         unsigned(value, "before")
@@ -60,7 +60,7 @@ def test_page():
             page(wrong)
 
 
-def test_largest_of_everything_is_no_burden_to_the_database(jobs):
+def test_largest_accepted_numbers_can_be_queried(jobs):
     """The largest numbers that are let through can be asked for."""
     job = jobs.create_job("TASK")
     largest = unsigned("9" * 30, "sequence")

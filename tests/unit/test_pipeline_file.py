@@ -187,7 +187,7 @@ def test_tags_run_nothing():
         ("? [a, b]\n: x\n", r"p\.yml: line 1: the key .* must be text; put it in quotes"),
     ],
 )
-def test_what_is_no_yaml_is_refused(text, message):
+def test_invalid_yaml_is_refused(text, message):
     """With the line; aliases cannot fill the memory."""
     with pytest.raises(CommandError, match=message):
         read("p.yml", text=text)
@@ -205,7 +205,7 @@ def test_files_that_cannot_be_text_are_refused(tmp_path, monkeypatch):
         read(str(path))
 
 
-def test_yaml_words_mean_what_they_say():
+def test_yaml_words_are_texts():
     """YAML 1.2: `on` and `yes` are texts, and a time of day is no number."""
     found = entry("pipelines: {a: {script: x, env: {on: yes, AT: 12:30, N: 3}}}")
 
@@ -302,7 +302,7 @@ def test_the_schema_describes_each_field():
         assert [name for name, field in one["properties"].items() if not field["description"]] == []
 
 
-def test_without_the_library_the_remedy_is_told(monkeypatch):
+def test_missing_yaml_library_is_reported_with_the_remedy(monkeypatch):
     """The extra `cli` brings it."""
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
     with pytest.raises(CommandError, match=r"pip install ruamel\.yaml"):

@@ -30,7 +30,7 @@ class Preempted(Machine):
 
 
 @pytest.mark.parametrize("pauses", [[], [5], [0.01, 3600, 0.0002], [1] * 9])
-def test_a_pause_between_two_clocks_is_none_between_their_times(pauses):
+def test_pause_between_two_clock_readings_is_detected(pauses):
     """However often it is disturbed, the two times are of one moment."""
     machine = Preempted(pauses)
 

@@ -66,7 +66,7 @@ def test_many_who_fail_at_once_do_not_make_it_longer(postponed):
 @pytest.mark.parametrize(
     "error", [DatabaseBusy("busy"), StoreError("no descriptor", errno.EMFILE), OSError(28, "full")]
 )
-def test_trouble_of_the_machine_is_not_put_off_for_long(postponed, seconds, error):
+def test_shortage_keeps_the_first_pause(postponed, seconds, error):
     """What concerns all jobs and ends by itself keeps the first pause."""
     postponed.fail(1, error, "e")
     seconds.now += 1000
@@ -74,7 +74,7 @@ def test_trouble_of_the_machine_is_not_put_off_for_long(postponed, seconds, erro
     assert postponed.fail(1, error, "e") == FIRST_PAUSE
 
 
-def test_failure_is_told_at_first_when_its_cause_changes_and_once_an_hour(postponed, seconds, told):
+def test_failure_is_logged_when_new_changed_or_an_hour_old(postponed, seconds, told):
     """The log has one event at the beginning, one for each new cause, and one an hour."""
     for _ in range(100):
         postponed.fail(7, StoreError("mode 755"), "job postponed", job="7")
@@ -127,7 +127,7 @@ def test_keys_do_not_touch_each_other(postponed):
     assert (postponed.is_due(1), postponed.is_due(2), postponed.waiting()) == (False, True, {1})
 
 
-def test_what_was_not_tried_for_long_is_forgotten(postponed, seconds):
+def test_failure_without_retries_is_forgotten(postponed, seconds):
     """A job that was deleted leaves nothing: memory does not grow with the history."""
     postponed.fail(1, StoreError("no"), "e")
     seconds.now += 2 * LOG_EVERY
@@ -136,7 +136,7 @@ def test_what_was_not_tried_for_long_is_forgotten(postponed, seconds):
     assert list(postponed._failures) == [2]
 
 
-def test_error_without_words_is_told_by_its_type(postponed, told):
+def test_error_with_a_failing_str_is_described_by_its_type(postponed, told):
     """An exception whose text cannot be made is told all the same."""
 
     class Wordless(Exception):
@@ -148,7 +148,7 @@ def test_error_without_words_is_told_by_its_type(postponed, told):
     assert told() == ["event='e' error='Wordless'"]
 
 
-def test_seconds_go_on_under_a_clock_that_stands_still():
+def test_seconds_pass_under_a_manual_clock():
     """Under a clock that is moved, real time passes as well, and a move is seen at once."""
     clock = ManualClock()
     now = seconds_of(clock)

@@ -182,7 +182,7 @@ def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
     assert orphans.find_holders("f" * 32) == []
 
 
-def test_holder_is_found_by_what_the_kernel_says_of_its_locks(tmp_path):
+def test_holder_is_found_by_its_kernel_lock(tmp_path):
     """The byte of a run is found, and not that of its host, in whatever file it is."""
     preparing, running = job_directory.spans_of(TOKEN)
     found = []

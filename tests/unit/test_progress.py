@@ -297,7 +297,7 @@ def test_a_secret_in_a_message_is_masked_in_any_pieces(bench, cut):
     assert other.spool.written == [b"9 S3cret-val"]  # the beginning of a value is none
 
 
-def test_a_secret_behind_the_cut_of_a_message_does_not_show_its_beginning(bench):
+def test_secret_is_masked_before_a_message_is_cut(bench):
     """A value is masked before a long message is cut, so no half of it is left."""
     secret = b"S3cret-value"
     for shift in range(len(secret) + 1):

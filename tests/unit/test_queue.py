@@ -258,7 +258,7 @@ def test_limits_outlive_the_manager_that_set_them(database):
         ]  # fmt: skip
 
 
-def test_first_pause_tells_since_when(jobs, clock):
+def test_first_pause_sets_the_time(jobs, clock):
     first = jobs.pause("gpu").paused
     clock.advance(100)
 

@@ -92,7 +92,7 @@ def test_missing_directory_is_lost(jobs, scripted):
     ("left", "expected"),
     [("run record", "lost"), ("no run record", "never_started"), ("nothing", "lost")],
 )
-def test_wish_to_stop_makes_it_stopped(jobs, scripted, left, expected):
+def test_lost_job_with_a_stop_request_is_stopped(jobs, scripted, left, expected):
     """Where a stop had been asked, what nobody saw end is STOPPED, with no code."""
     run = scripted()
     if left == "run record":
@@ -243,7 +243,7 @@ def leave_exit(run, exit_file):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_half_written_verdict_file_is_none(jobs, scripted, asked):
+def test_unrenamed_exit_record_is_ignored(jobs, scripted, asked):
     """A temporary file that was never renamed says nothing."""
     run = scripted()
     run.started()
@@ -259,7 +259,7 @@ def test_half_written_verdict_file_is_none(jobs, scripted, asked):
 # --- what it left behind ------------------------------------------------------
 
 
-def test_processes_left_behind_are_killed(jobs, scripted):
+def test_orphans_are_killed_by_a_recovery(jobs, scripted):
     """A look leaves them alone; a recovery kills every one before the job is final."""
     run = scripted()
     run.started(pid_namespace=os.stat("/proc/self/ns/pid").st_ino)
@@ -310,7 +310,7 @@ def test_job_does_not_judge_itself(jobs, scripted, database):
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
 
 
-def test_processes_that_could_not_be_examined_are_said(jobs, scripted, monkeypatch):
+def test_unexaminable_processes_are_named_in_the_log(jobs, scripted, monkeypatch):
     """One that is stuck in the kernel may be the job's: the log names it, and the job ends."""
     run = scripted()
     run.started()
@@ -322,7 +322,7 @@ def test_processes_that_could_not_be_examined_are_said(jobs, scripted, monkeypat
     assert b"could not be examined: 12, 34" in log_of(jobs, run.id)[-1][-1]
 
 
-def test_other_namespace_is_said(jobs, scripted):
+def test_log_says_that_processes_are_in_another_namespace(jobs, scripted):
     """Where the run's processes cannot be seen, the log says so, and the job is resolved."""
     run = scripted()
     run.started(pid_namespace=1)
@@ -381,7 +381,7 @@ def test_recover_settles_what_has_ended(jobs, scripted):
     assert listed == {alive.id: ("RUNNING", 1), ended.id: ("ERROR", 1), dead.id: ("ERROR", 2)}
 
 
-def test_what_is_deleted_behind_a_recovery_is_left_out(jobs, scripted, database, monkeypatch):
+def test_job_deleted_during_a_recovery_is_left_out(jobs, scripted, database, monkeypatch):
     """A job that another manager deletes once it is settled costs the caller none of the others."""
     gone, marked, stays = scripted(), scripted(), scripted()
     for run in (gone, marked, stays):
@@ -404,9 +404,7 @@ def test_what_is_deleted_behind_a_recovery_is_left_out(jobs, scripted, database,
 
 
 @pytest.mark.parametrize("verb", ["stop", "cancel", "wait"])
-def test_what_is_deleted_behind_a_call_is_named_by_its_id(
-    jobs, scripted, database, monkeypatch, verb
-):
+def test_job_deleted_during_a_call_is_named_by_its_id(jobs, scripted, database, monkeypatch, verb):
     """Who stops, cancels or waits for what another manager deletes just then learns its id."""
     run = scripted()
     run.started()
@@ -429,7 +427,7 @@ def test_what_is_deleted_behind_a_call_is_named_by_its_id(
         call(run.id)
 
 
-def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database, monkeypatch):
+def test_deletion_finished_by_another_manager_succeeds(jobs, scripted, database, monkeypatch):
     """While one waits for the end of what it deletes, another manager's look may remove it."""
     run = scripted()
     run.started()
@@ -535,7 +533,7 @@ def test_begun_deletion_is_finished(jobs, scripted, database):
     assert dead.gone()
 
 
-def test_wish_without_a_file_is_carried_again(jobs, scripted):
+def test_stop_request_without_a_file_is_delivered_again(jobs, scripted):
     """A stop that was stored, and whose carrier died before it told the supervisor, is told."""
     run = scripted()
     run.started()
@@ -591,7 +589,7 @@ def test_a_shorter_grace_that_overtakes_stands_in_the_file(jobs, scripted, datab
     assert (record["grace_ms"], run.row()["stop_grace_ms"]) == (1000, 1000)
 
 
-def test_the_first_wish_says_who_and_why(jobs, scripted):
+def test_first_stop_request_sets_actor_and_reason(jobs, scripted):
     """Whoever asks again, and for whatever reason: it was the first one who had it stopped."""
     run = scripted()
     run.started()
@@ -605,7 +603,7 @@ def test_the_first_wish_says_who_and_why(jobs, scripted):
     assert jobs.get_job(run.id).stop_requested == asked
 
 
-def test_a_wish_that_comes_while_the_dead_are_settled_counts(jobs, scripted, database):
+def test_stop_request_during_settling_counts(jobs, scripted, database):
     """Between the look at a lost job and its settling somebody asked for a stop: STOPPED."""
     run = scripted()
     run.started()
@@ -721,7 +719,7 @@ def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monke
     assert run.gone()
 
 
-def test_a_lock_that_is_taken_behind_the_look_leaves_the_job_alone(jobs, scripted, monkeypatch):
+def test_lock_taken_after_the_check_prevents_resolving(jobs, scripted, monkeypatch):
     """Who seems dead, and is held when one would judge it, is alive, or another one's to judge."""
     run = scripted()
     run.started()
@@ -757,7 +755,7 @@ def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, c
     assert ending(jobs.get_job(run.id)) == ("STOPPED", None, "lost")
 
 
-def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypatch):
+def test_files_of_a_newer_jobcore_are_not_news(jobs, scripted, monkeypatch):
     """Who follows a job that another version cares for waits, and asks no more of it."""
     run = scripted()
     run.write(b"line\n")
@@ -770,7 +768,7 @@ def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypat
     assert not parts(jobs).recovery.has_news(found)
 
 
-def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
+def test_final_job_is_not_reconciled(jobs, scripted, monkeypatch):
     """Nobody looks for anything to bring in of it."""
     run = scripted()
     run.exit(5 << 8)

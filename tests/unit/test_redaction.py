@@ -191,7 +191,7 @@ def test_a_short_value_is_not_found_in_base64():
         bytes(range(256)) * 3,
     ],
 )
-def test_what_is_no_value_stays_byte_for_byte(text):
+def test_text_without_values_is_unchanged(text):
     """However many escapes there are, only what a value is found in changes."""
     values = Values([b"secret-values", b"n\xc3\xa4chstes"])
 
@@ -216,7 +216,7 @@ def test_base64_of_a_value_that_is_mostly_escapes_is_masked(secret):
     assert values.mask(base64.b64encode(b"abc" + secret.encode())).startswith(b"YWJj***")
 
 
-def test_what_is_certain_is_not_held():
+def test_text_that_cannot_begin_a_value_is_passed_on():
     """A prompt is passed on to its last byte, unless a value may begin there."""
     redactor = Values([b"secret-value", b"hunter-2"]).redactor()
 

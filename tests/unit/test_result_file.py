@@ -34,7 +34,7 @@ def read(place):
 
 @pytest.mark.parametrize("encoding", ["json", "pickle"])
 @pytest.mark.parametrize("data", [b"", b"null", os.urandom(1000), b"\0" * result_file.LARGEST])
-def test_what_is_written_is_read(place, encoding, data):
+def test_written_result_is_read_back(place, encoding, data):
     """Encoding and bytes come back; nothing else stays in the directory."""
     before = descriptors()
     write(place, encoding, data)
@@ -45,7 +45,7 @@ def test_what_is_written_is_read(place, encoding, data):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
-def test_it_is_its_owners_alone(place, umask):
+def test_result_file_is_private(place, umask):
     """Its mode is 0600 whatever the umask of the function is."""
     before = os.umask(umask)
     try:
@@ -56,7 +56,7 @@ def test_it_is_its_owners_alone(place, umask):
     assert stat.S_IMODE((place / "result").stat().st_mode) == 0o600
 
 
-def test_a_torn_one_counts_as_none(place):
+def test_torn_result_file_is_ignored(place):
     """Cut anywhere, longer than it says, or with any byte changed, it is not there."""
     write(place, "json", b'{"a": 1}')
     whole = (place / "result").read_bytes()
@@ -94,7 +94,7 @@ def test_one_of_a_newer_version_is_left_alone(place):
 
 
 @pytest.mark.parametrize("thing", ["nothing", "a link", "a FIFO", "a directory", "a huge file"])
-def test_whatever_else_is_there_is_none(place, thing):
+def test_irregular_result_file_is_ignored(place, thing):
     """No link is followed, nothing blocks, and nothing beyond the limit is read."""
     path = place / "result"
     if thing == "a link":
@@ -120,7 +120,7 @@ def fails_to_write(place):
     return caught.value.errno, os.listdir(place)
 
 
-def test_what_cannot_be_written_whole_is_not_there(place):
+def test_unwritable_result_leaves_no_file(place):
     """Where there is no room it fails, and leaves nothing."""
     assert in_child(fails_to_write, place)[1] == []
     assert read(place) is None
@@ -137,7 +137,7 @@ def test_a_directory_in_the_place_of_the_jobs_own_gets_nothing(place, tmp_path):
     assert os.listdir(place) == []
 
 
-def test_a_passing_trouble_is_not_taken_for_no_result(place):
+def test_temporary_error_is_not_a_missing_result(place):
     """Without a descriptor to be had it fails, rather than say that there is nothing."""
     write(place)
     directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY)

@@ -23,7 +23,7 @@ def leave(scripted, encoding="json", data=b'{"a": 1}'):
 
 
 @pytest.mark.parametrize("what", ["missing", "torn", "other bytes"])
-def test_what_is_not_whole_is_not_there(jobs, scripted, what):
+def test_incomplete_result_is_not_stored(jobs, scripted, what):
     """The exit code stays true where a power failure took the value: COMPLETE, with no result."""
     script = scripted()
     if what == "torn":
@@ -40,7 +40,7 @@ def test_what_is_not_whole_is_not_there(jobs, scripted, what):
     assert script.gone()
 
 
-def test_a_mere_read_stores_it(jobs, scripted):
+def test_reading_a_job_stores_its_result(jobs, scripted):
     """Whoever settles the job stores its value, in the same transaction, before the files go."""
     script = scripted()
     script.write(b"hello\n")

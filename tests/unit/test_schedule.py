@@ -121,7 +121,7 @@ def test_no_expression_is_refused(expression):
     "expression",
     ["0 0 30 2 *", "0 0 0 30 FEB ?", "0 0 31 4,6,9,11 *", "* * */20 * 1L"],
 )
-def test_what_never_comes_is_refused(expression):
+def test_schedule_that_never_matches_is_refused(expression):
     """An expression that never comes true is refused when it is given."""
     with pytest.raises(ScheduleError):
         Schedule(expression)
@@ -204,9 +204,7 @@ def test_end_of_time_is_an_error():
         ("30 2 * * *", "UTC", "2026-03-28T12:00", ["29 02:30:00 +0", "30 02:30:00 +0"]),
     ],
 )  # fmt: skip
-def test_fixed_time_that_is_skipped_runs_once_behind_the_gap(
-    second, expression, zone, start, expected
-):
+def test_skipped_fixed_time_runs_once_after_the_gap(second, expression, zone, start, expected):
     """A job of a fixed time in the skipped hour runs right when the clock was changed, once."""
     assert local_ticks(second + expression, zone, start, len(expected)) == expected
 
@@ -510,7 +508,7 @@ def test_library_is_not_imported_with_jobcore():
     assert json.loads(printed) == [False, True]
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+def test_missing_cronsim_is_reported_with_the_remedy(monkeypatch):
     """Where the extra is missing, a schedule is refused with the command that brings it."""
     monkeypatch.setitem(sys.modules, "cronsim", None)
 

@@ -96,7 +96,7 @@ def test_a_migrated_file_is_like_a_new_one(old, tmp_path):
         )  # fmt: skip
 
 
-def test_what_was_stored_is_still_there(old):
+def test_migrated_file_keeps_its_content(old):
     """Jobs, logs, history and pipelines of an earlier jobcore read as they did."""
     with JobManager(old, slots=0) as jobs:
         waits, task, nightly, ended = jobs.list_jobs()
@@ -227,7 +227,7 @@ def test_chains_by_name_become_chains_by_id(database):
     ("stored", "shown"),
     [(rb'["\ud800", "load"]', r"\ud800"), (b'["\xff\x80", "load"]', r"\udcff\udc80")],
 )
-def test_names_that_are_no_text_are_migrated(database, stored, shown):
+def test_names_that_are_not_text_are_migrated(database, stored, shown):
     """A lone surrogate, or bytes that are not UTF-8, are escaped, and doctor reports them."""
     make_old_chains(database)
     with closing(sqlite3.connect(database)) as connection, connection:

@@ -51,7 +51,7 @@ def test_a_line_may_go_to_either_stream():
     assert list(script.parts()) == [("stdout", b"a\n"), ("stderr", b"b\n"), ("stdout", b"c\n")]
 
 
-def test_a_report_of_progress_is_no_line():
+def test_scripted_progress_report_is_not_a_line():
     """It goes to a stream of its own, and is not the last line that may be left open."""
     script = Script(["a", ("progress", "1/2 loading"), 1, ("progress", b"2/2")], open_end=True)
 
@@ -151,7 +151,7 @@ def test_a_script_is_a_value():
         ({"open_end": True, "lines": [5, ("progress", "1")]}, "needs a line"),
     ],
 )
-def test_what_cannot_be_played_is_refused_with_the_reason(fields, why):
+def test_impossible_script_is_refused_with_the_reason(fields, why):
     """It is a ValueError, at once."""
     with pytest.raises(ValueError, match=why):
         Script(**fields)

@@ -82,7 +82,7 @@ def sleeper():
         system_calls.lacking,
     ],
 )
-def test_shortage_is_no_answer_about_processes(ask):
+def test_shortage_of_descriptors_is_not_taken_for_no_processes(ask):
     """Without a descriptor nothing can be said, which is not the same as nothing found."""
     with no_descriptors(), SHORTAGE:
         ask()
@@ -105,7 +105,7 @@ def test_handle_that_cannot_be_verified_leaves_nothing_open(monkeypatch):
 
 
 @pytest.mark.parametrize("group", [True, False])
-def test_stop_reaches_the_command_all_the_same(sleeper, group):
+def test_stop_reaches_the_command_without_descriptors(sleeper, group):
     """The group and the main process are known without /proc."""
     tree = process_tree.ProcessTree(sleeper.pid)
 
@@ -114,7 +114,7 @@ def test_stop_reaches_the_command_all_the_same(sleeper, group):
         assert sleeper.wait() == -signal.SIGTERM
 
 
-def test_kill_reaches_the_group_and_says_that_there_may_be_more(sleeper):
+def test_kill_reaches_the_group_and_raises(sleeper):
     """The caller has to repeat it for the processes outside the group."""
     tree = process_tree.ProcessTree(sleeper.pid)
 
@@ -183,7 +183,7 @@ def test_processes_count_as_unkillable_only_after_they_were_killed(ending):
     assert lines[-1] == "could not be killed: 1"
 
 
-def test_remaining_processes_are_told_as_soon_as_they_can_be_listed(ending):
+def test_remaining_processes_are_logged_once_they_can_be_listed(ending):
     """Until then at least one is left, and the time until SIGKILL already counts."""
     made, tree, lines = ending
     tree.status = 0

@@ -39,7 +39,7 @@ def test_sigterm_is_seen_with_and_without_its_sender(tells_sender):
     assert in_child(take_sigterm, tells_sender) == (False, True, True, True, False)
 
 
-def test_wish_from_this_process_is_no_service_managers():
+def test_shutdown_requested_in_process_is_not_by_the_service_manager():
     """What a stand-in of a test asks is a shutdown like another one."""
     shutdown = Shutdown()
     shutdown.request()

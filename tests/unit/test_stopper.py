@@ -68,7 +68,9 @@ def wish_of(run):
 
 
 @GRACES
-def test_a_wish_that_cannot_be_stored_is_told(jobs, asked, monkeypatch, grace, letter):
+def test_stop_that_cannot_be_stored_raises_and_reaches_the_supervisor(
+    jobs, asked, monkeypatch, grace, letter
+):
     """With no space for the row the caller is told so, and the supervisor is, without a file."""
     run, letters = asked
     monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseFull("no space")))
@@ -86,7 +88,7 @@ def test_a_wish_that_cannot_be_stored_is_told(jobs, asked, monkeypatch, grace, l
 
 
 @GRACES
-def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
+def test_stop_that_cannot_be_written_reaches_the_supervisor(
     jobs, asked, monkeypatch, grace, letter
 ):
     """With no space for the file the supervisor is told, and once there is some, it is written."""
@@ -109,7 +111,7 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
     assert words == f"stopping: asked by pid {os.getpid()}: stop"
 
 
-def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
+def test_stop_of_a_just_ended_job_is_not_an_error(jobs, asked, monkeypatch):
     """A job that has ended meanwhile takes no request, and that is not an error."""
     run, letters = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(FileNotFoundError()))
@@ -119,7 +121,7 @@ def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
     assert letters() == job_directory.DOORBELL
 
 
-def test_a_wish_in_words_of_a_newer_jobcore_is_one(jobs, asked, monkeypatch):
+def test_stop_file_of_a_newer_jobcore_is_a_stop(jobs, asked, monkeypatch):
     """A stop file of a newer protocol is left as it is, and still asks to stop."""
     run, letters = asked
     jobs.stop_job(run.id, grace=1)
@@ -137,7 +139,7 @@ def test_a_wish_in_words_of_a_newer_jobcore_is_one(jobs, asked, monkeypatch):
         assert file.read() == before
 
 
-def test_a_letter_without_a_wish_asks_nothing(asked):
+def test_doorbell_without_a_stop_file_stops_nothing(asked):
     """A doorbell whose file is not there, or torn, stops no job."""
     run, _ = asked
     before = wish_of(run)
@@ -180,7 +182,7 @@ def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, w
     assert stop.grace == grace
 
 
-def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatch, caplog):
+def test_closing_stops_the_others_if_one_job_cannot_be_reached(jobs, scripted, monkeypatch, caplog):
     """Of the jobs that a closing manager stops, one that cannot be reached keeps no other back."""
     first, broken, last = made = [scripted() for _ in range(3)]
     for run in made:
@@ -236,7 +238,7 @@ def test_closing_waits_for_the_lock_though_a_directory_is_broken(
     assert all(stored_run(jobs, run).stop_requested for run in made)
 
 
-def test_what_is_gone_is_not_stopped(jobs, scripted, database):
+def test_stop_of_a_deleted_job_raises_job_not_found(jobs, scripted, database):
     """Who stops or cancels what another manager has just deleted is told that it is not there."""
     run = scripted()
     run.started()
@@ -254,7 +256,7 @@ def test_what_is_gone_is_not_stopped(jobs, scripted, database):
             verb()
 
 
-def test_what_has_just_ended_is_not_cancelled(jobs, scripted):
+def test_cancel_of_a_just_ended_job_raises(jobs, scripted):
     """Between the look and the write it became final: that is what the error says."""
     run = scripted()
     before = stored_run(jobs, run)

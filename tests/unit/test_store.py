@@ -76,7 +76,7 @@ def test_id_that_no_job_has(jobs, job_id):
 
 
 @pytest.mark.parametrize("several", [[], [NOBODY], (), {}, {NOBODY}], ids=repr)
-def test_several_ids_are_no_id(jobs, several):
+def test_list_of_ids_is_refused_as_an_id(jobs, several):
     """A list in the place of an id is a wrong argument, and not one that nothing has."""
     for verb in (jobs.get_job, jobs.wait, jobs.get_pipeline, jobs.get_workspace):
         with pytest.raises(ArgumentError):
@@ -121,7 +121,7 @@ def test_jobs_are_numbered_in_order(jobs):
     assert {job.status for job in made} == {Status.QUEUED}
 
 
-def test_many_are_all_or_none(jobs):
+def test_submit_many_creates_all_jobs_or_no_job(jobs):
     """One command that can never run keeps all of them from being created."""
     with pytest.raises(CommandError):
         jobs.submit_many([["true"], [], ["true"]])
@@ -135,7 +135,7 @@ def test_many_are_all_or_none(jobs):
 
 
 @pytest.mark.parametrize("data", [object(), {1, 2}, float("nan"), b"x", "x" * 70_000])
-def test_data_that_is_no_small_json_is_refused(jobs, data):
+def test_invalid_or_large_data_is_refused(jobs, data):
     """A host's own data is JSON of up to 64 KiB, or refused, and nothing is created."""
     for verb in (lambda: jobs.create_job("TASK", data=data), lambda: jobs.submit(["x"], data=data)):
         with pytest.raises(CommandError):
@@ -190,7 +190,7 @@ def test_naive_not_before_is_refused(jobs):
     ],
     ids=["behind the last year", "before the first"],
 )
-def test_a_not_before_that_is_no_moment_in_utc_is_refused(jobs, moment):
+def test_not_before_outside_utc_years_is_refused(jobs, moment):
     """A moment of the year 10000 or 0 in UTC is refused, and what is there can still be listed."""
     there = jobs.submit(["true"])
 
@@ -408,7 +408,7 @@ def test_job_in_a_process_is_not_the_hosts(jobs, scripted):
     assert jobs.get_job(run.id).status is Status.RUNNING
 
 
-def test_history_tells_every_move(jobs, clock):
+def test_history_has_every_transition(jobs, clock):
     """History has each move with its moment, trigger, reason and process, oldest first."""
     job = jobs.create_job("TASK")
     clock.advance(1)

@@ -64,7 +64,7 @@ DEEP = DEEPEST + 1
         '\ufeff{"a": 1}', '{"a": "\\x"}', '\x0c{"a": 1}', '\xa0{"a": 1}',
     ],
 )  # fmt: skip
-def test_what_is_no_object_is_text(text):
+def test_line_without_a_json_object_is_text(text):
     """Other JSON and what only looks like an object is text, as it is."""
     assert line(text).fields is None
     assert "fields" not in sent(line(text))

@@ -81,7 +81,7 @@ def test_progress_in_words(said, share, report):
         ("over\rwritten\b\x7f", "written"),
     ],
 )
-def test_carriage_return_begins_the_row_anew(text, row):
+def test_carriage_return_restarts_the_row(text, row):
     """What is shown is what a terminal would show, without any control."""
     assert row_of(text) == row
 

@@ -148,7 +148,7 @@ def test_finished_line_has_the_time_of_its_beginning(record):
     assert recorder.shown == {}
 
 
-def test_line_of_jobcore_comes_behind_unfinished_text(record):
+def test_system_line_comes_after_unfinished_text(record):
     """The text becomes a piece with its own time; the rest of the line goes on from there."""
     recorder = record()
     recorder.write(b"Continue? ")
@@ -240,7 +240,7 @@ def test_numbers_do_not_depend_on_timing(record, seed):
         (b"the key is secret!", {"output": b"the key is ***!"}),
     ],
 )
-def test_what_is_undecided_is_held(record, data, shown):
+def test_undecided_text_is_held_back(record, data, shown):
     """The beginning of a report, of a character or of a value to be masked is not shown."""
     recorder = record(redact=[b"secret"])
     recorder.write(data)
@@ -330,7 +330,7 @@ def test_removed_file_is_made_again(record):
     assert recorder.shown == {"output": b"Continue? "}
 
 
-def test_tail_tells_where_the_last_line_of_the_stream_ends(record):
+def test_tail_records_the_end_of_the_streams_last_line(record):
     """A reader needs no line of the other stream before the text, but those of jobcore."""
     recorder = record(streams=(frames.STDOUT, frames.STDERR))
     recorder.write(b"half ", frames.STDOUT)

@@ -69,7 +69,7 @@ def test_supervisor_that_reads_nothing_is_woken_and_killed(jobs, clock, signals)
 
 @pytest.mark.usefixtures("control")
 @pytest.mark.parametrize("name", ["ctl", "lock", "run", "exit", "stop"])
-def test_strange_file_keeps_no_supervisor_from_its_end(jobs, clock, signals, stopped, name):
+def test_irregular_files_do_not_protect_an_overdue_supervisor(jobs, clock, signals, stopped, name):
     """Neither the lock file nor the FIFO is needed to find the supervisor."""
     path = f"{stopped.path}/{name}"
     if os.path.exists(path):
@@ -150,7 +150,7 @@ def test_stopped_supervisor_is_woken_at_once(jobs, scripted, monkeypatch):
     assert [(facts[0], facts[-1]) for facts in sent] == [(pid, signal.SIGCONT)]
 
 
-def test_directory_that_is_gone_is_no_error(jobs, scripted, monkeypatch):
+def test_missing_directory_is_not_an_error(jobs, scripted, monkeypatch):
     """Between the look at the lock and this one the job may end."""
     run = scripted()
     run.started()
@@ -191,7 +191,7 @@ def test_frozen_cgroup_is_seen(tmp_path, monkeypatch, events, freezer, frozen):
     assert procfs.is_held_back(7) is frozen
 
 
-def test_states_of_processes_are_told_apart(tmp_path, monkeypatch):
+def test_process_states_are_distinguished(tmp_path, monkeypatch):
     """Stopped by a signal, stopped by a debugger, running, and gone."""
     for pid, letter, tracer in ((1, "T", 0), (2, "T", 99), (3, "t", 99), (4, "S", 0)):
         (tmp_path / str(pid)).mkdir()

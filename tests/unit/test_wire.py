@@ -123,7 +123,7 @@ def test_log_in_the_form_that_is_asked_for(jobs, task, accept, content_type, seq
 
 
 @pytest.mark.parametrize("sequence", [3, "3", "99", str(10**40)])
-def test_none_where_nothing_is_to_be_returned(jobs, task, sequence):
+def test_log_response_without_lines_is_none(jobs, task, sequence):
     """Without such a line there is no answer, and with `follow` only when none can come."""
     assert wire.log_response(jobs, task.id, sequence=sequence) is None
     assert wire.log_response(jobs, task.id, sequence=sequence, follow=True) is not None
@@ -144,7 +144,7 @@ def test_a_followed_log_has_the_lines_that_come(jobs, task):
     assert (first, second, list(body)) == (b"c\n", b"d\n", [])
 
 
-def test_a_followed_log_ends_in_time_and_goes_on(jobs, task):
+def test_followed_log_ends_at_its_timeout_and_can_continue(jobs, task):
     """A client that asks again from the line behind its last has the whole log at None."""
     got, asked = b"", 0
     while True:
@@ -164,7 +164,7 @@ def test_a_followed_log_ends_in_time_and_goes_on(jobs, task):
 
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson"])
-def test_a_deleted_jobs_body_ends_behind_a_whole_line(jobs, accept, follow):
+def test_body_of_a_deleted_job_ends_after_a_whole_line(jobs, accept, follow):
     """Who reads while a job is deleted gets whole lines, and then the end."""
     job = jobs.start_job(jobs.create_job("TASK").id)
     lines = [f"{n} " + "x" * 10_000 for n in range(360)]
@@ -326,7 +326,7 @@ def test_a_heartbeat_is_a_number_of_seconds(jobs, task, heartbeat):
 
 
 @pytest.mark.parametrize("form", ["threads", "loop"])
-def test_an_event_source_goes_on_behind_its_last_event(jobs, task, form):
+def test_event_source_continues_after_its_last_event(jobs, task, form):
     """The header Last-Event-ID wins over the number in the address; behind the end there is 204."""
     jobs.finish_job(task.id)
     options = {"accept": "text/event-stream", "sequence": 0, "last_event_id": "1"}

@@ -159,7 +159,7 @@ def test_interrupt_waits_for_a_call_that_has_begun(crew):
     assert caught.__notes__ == ["jobcore: the interrupted call was completed (job 1)"]
 
 
-def test_interrupt_of_a_call_that_takes_long_says_that_the_outcome_is_unknown(crew, monkeypatch):
+def test_interrupt_of_a_long_call_notes_an_unknown_outcome(crew, monkeypatch):
     """The caller waits for a moment and no longer."""
     monkeypatch.setattr(worker, "GRACE", 0.1)
     go = threading.Event()
@@ -196,7 +196,7 @@ def test_idle_thread_ends_and_is_started_again(crew, monkeypatch):
     assert first != threading.get_native_id()
 
 
-def test_thread_that_is_interrupted_from_outside_goes_on(crew):
+def test_thread_survives_an_injected_exception(crew):
     """An exception that C code raises in it, as by `PyThreadState_SetAsyncExc`, ends one call."""
     import ctypes  # noqa: PLC0415 - needed here alone
 
@@ -231,7 +231,7 @@ def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatc
     assert crew.call(lambda: 1, patience=SOON) == 1
 
 
-def test_place_of_a_dead_thread_is_taken_anew(crew, monkeypatch):
+def test_slot_of_a_dead_thread_is_reused(crew, monkeypatch):
     """One that ended without giving up its place is not waited for."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
@@ -301,7 +301,7 @@ def test_stack_that_is_full_leaves_no_call_waiting(crew):
             assert task.ended == task.begun == before + 1
 
 
-def test_child_makes_calls_in_a_thread_of_its_own(crew):
+def test_forked_child_makes_calls_in_its_own_thread(crew):
     """A fork forgets the thread, and the parent goes on."""
     crew.call(str)
 
@@ -355,7 +355,7 @@ def test_call_that_a_fork_interrupts_is_refused_in_the_child(crew):
     assert answers == [b"test-worker: this process was forked in the middle of a call"]
 
 
-def test_signal_handler_makes_a_call_of_its_own(crew):
+def test_signal_handler_can_make_a_call(crew):
     """A handler that interrupts the waiting is served when the thread is free, or is told."""
     told = []
 

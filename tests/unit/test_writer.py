@@ -126,7 +126,7 @@ def test_change_that_is_repeated_logs_its_event_once(together, caplog):
     assert [one.getMessage() for one in caplog.records] == ["event='once'"]
 
 
-def test_each_change_that_breaks_a_rule_has_an_error_of_its_own(opened, together):
+def test_each_change_that_breaks_a_constraint_gets_its_own_error(opened, together):
     """No two callers get the same exception object."""
     note(opened, "there")
     outcomes, _ = together(inserts("there"), inserts("there"), inserts("new"))
@@ -286,7 +286,7 @@ def test_other_threads_write_on_while_one_waits_for_a_free_database(database):
     assert not patient.is_alive()
 
 
-def test_reads_go_on_while_another_process_keeps_the_write_lock(jobs, scripted):
+def test_reads_work_while_another_process_holds_the_write_lock(jobs, scripted):
     """`get_job` of a running job returns what is stored within half a second."""
     run = scripted()
     run.started()
@@ -303,7 +303,7 @@ def test_reads_go_on_while_another_process_keeps_the_write_lock(jobs, scripted):
     assert [line.text for line in jobs.logs(run.id)] == ["what cannot be stored now"]
 
 
-def test_reads_go_on_while_a_writer_of_this_process_waits_for_the_lock(jobs, scripted):
+def test_reads_work_while_a_writer_waits_for_the_lock(jobs, scripted):
     """The caller that waits with all its patience does not make a read wait."""
     run = scripted()
     run.started()
