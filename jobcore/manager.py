@@ -1462,15 +1462,16 @@ class JobManager:
         """
         Yield jobs with their logs as lines of JSON, which `import_jobs` reads.
 
-        Each line is an object with one key: `export`, then for each job `job`, `log` for
-        consecutive lines of its log, and `end`. Each log contains the lines that were imported when
-        its turn came. Nothing is written.
+        Each line is an object with one key: `export`, then for each job `job` with its facts and
+        its result, `log` for consecutive lines of its log, and `end`. Each log
+        contains the lines that were imported when its turn came. Nothing is written.
 
         Args:
             job_ids: The jobs, in the order in which they are exported. Those that were deleted
                 meanwhile are left out.
-            with_commands: Export commands, too, with the values of their environments: keep the
-                result as safe as the database. Without it, an imported job cannot be retried.
+            with_commands: Export commands, hooks and parameters, too, with the values of their
+                environments: keep the result as safe as the database. Without it, an imported job
+                cannot be retried.
 
         Raises:
             ArgumentError: `job_ids` is not an iterable.
@@ -1493,10 +1494,14 @@ class JobManager:
         return lines()
 
     def import_jobs(
-        self, lines: Iterable[str | bytes], *, workspace_id: Id | None = None
+        self,
+        lines: Iterable[str | bytes],
+        *,
+        workspace_id: Id | None = None,
+        with_pickles: bool = False,
     ) -> Imported:
         """
-        Create the final jobs of an export, with their ids, times, logs and endings.
+        Create the final jobs of an export, with their ids, times, logs, endings and results.
 
         Nothing is run, retried or triggered; their histories and events name this process. Jobs
         that the file has are left alone, so an import that was interrupted can be repeated. All
@@ -1506,6 +1511,8 @@ class JobManager:
         Args:
             lines: What `export_jobs` yielded, or a file of it.
             workspace_id: The workspace of the jobs; None: the default one.
+            with_pickles: Store pickled results, too. `result` unpickles them, which can run any
+                code: do it only if you trust the export.
 
         Returns:
             How many jobs were created, existed already, and were left out.
@@ -1523,7 +1530,10 @@ class JobManager:
 
         if isinstance(lines, (str, bytes)) or not isinstance(lines, Iterable):
             raise ArgumentError("lines must be an iterable of lines, such as an open file")
-        return ExportReader(self._database, self._clock, workspace_id).take(lines)
+        reader = ExportReader(
+            self._database, self._clock, workspace_id, with_pickles=bool(with_pickles)
+        )
+        return reader.take(lines)
 
     # --- reading ------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def apply(stored: str, command: Command, *, calls_function: bool = False) -> Com
         CommandError: The command takes no arguments.
         DatabaseCorrupt: `stored` is not what `checked` returned.
     """
-    args, env, timeout = _read(stored)
+    args, env, timeout = stored_parameters(stored)
     if args and calls_function:
         raise CommandError("a function takes no args: they are words for a command or a script")
     changes: dict[str, Any] = {}
@@ -65,7 +65,13 @@ def apply(stored: str, command: Command, *, calls_function: bool = False) -> Com
     return replace(command, **changes)
 
 
-def _read(stored: str) -> tuple[list[str], dict[str, str], float | None]:
+def stored_parameters(stored: str) -> tuple[list[str], dict[str, str], float | None]:
+    """
+    Return the arguments, the environment and the time-out that `checked` returned as text.
+
+    Raises:
+        DatabaseCorrupt: `stored` is not such a text.
+    """
     try:
         found = json.loads(stored)
         # The texts of this process's encoding, as in `Command.from_json`.

@@ -219,10 +219,14 @@ def import_(
         str, typer.Argument(metavar="FILE", help="What export printed; - reads standard input.")
     ],
     *,
+    with_pickles: Annotated[
+        bool,
+        typer.Option("--pickles", help="Also store pickled results; reading one can run any code."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Create the ended jobs of an export, with their logs. Nothing is run.
+    Create the ended jobs of an export, with logs and results. Nothing is run.
 
     Jobs that the database has are left alone, so it can be repeated. Jobs that have
     not ended are left out. Fields in a pipe: created, existing, left out.
@@ -233,10 +237,10 @@ def import_(
     """  # noqa: D301
     with ctx.obj.open(slots=0) as jobs:
         if file == "-":
-            found = jobs.import_jobs(sys.stdin.buffer)
+            found = jobs.import_jobs(sys.stdin.buffer, with_pickles=with_pickles)
         else:
             with open(file, "rb") as lines:
-                found = jobs.import_jobs(lines)
+                found = jobs.import_jobs(lines, with_pickles=with_pickles)
     if as_json:
         output.print_json(found)
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,16 +20,21 @@ from jobcore import checks
 from jobcore.clock import Clock
 from jobcore.command import Command, CommandView
 from jobcore.errors import ArgumentError, DatabaseCorrupt, JobcoreError, StoreError
+from jobcore.functions.encoding import PICKLE
+from jobcore.hooks import stored_hooks
 from jobcore.lifecycle import UNSTARTED, Ending, Reason, Status
 from jobcore.log_lines import taken_in_groups
 from jobcore.models import Imported, LogLine
-from jobcore.operations.arguments import checked_data
+from jobcore.operations.arguments import RUN_IF, checked_data, checked_progress
 from jobcore.operations.lookup import Id, require_job
 from jobcore.operations.submission import place_in_workspace
-from jobcore.storage import job_rows, log_segments, pipelines, transitions
+from jobcore.parameters import stored_parameters
+from jobcore.retries import Retries
+from jobcore.storage import environments, job_rows, log_segments, pipelines, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Slice
 from jobcore.storage.tables import job
+from jobcore.storage.transitions import Report
 from jobcore.supervisor import frames
 
 #: The version of the records.
@@ -43,15 +48,23 @@ MOST_RECORD_BYTES = 2**28
 _PLAIN = (
     "type", "name", "data", "attempt", "created", "not_before", "priority", "key", "start_time",
     "end_time", "status", "reason", "exit_code", "signal", "wait_status", "errno", "cpu_us",
-    "max_rss", "dropped", "left_processes", "stop_requested", "stop_who", "stop_why",
+    "max_rss", "dropped", "left_processes", "stop_requested", "stop_who", "stop_why", "expires",
+    "run_if", "env_from",
 )  # fmt: skip
-_AT_CREATE = ("type", "name", "data", "attempt", "not_before", "priority", "key")
+_AT_CREATE = (
+    "type", "name", "data", "attempt", "not_before", "priority", "key", "expires", "run_if",
+    "env_from",
+)  # fmt: skip
+#: Columns with JSON that is exported with the commands, except `retries`, which is always.
+_AS_JSON = ("command", "hooks", "parameters", "retries")
+#: Ids of other jobs.
+_IDS = ("retry_of", "hook_of")
 _AT_END = ("errno", "cpu_us", "max_rss", "dropped", "left_processes")
 _STREAMS = {name: number for number, name in enumerate(frames.STREAM_NAMES)}
 _INTEGERS = {
     "attempt", "created", "not_before", "priority", "start_time", "end_time", "exit_code",
     "signal", "wait_status", "errno", "cpu_us", "max_rss", "dropped", "left_processes",
-    "stop_requested",
+    "stop_requested", "expires",
 }  # fmt: skip
 
 
@@ -70,21 +83,45 @@ def records(
     with database.read() as connection:
         row = require_job(connection, job_id)
         pipeline = row.pipeline_id and pipelines.find_pipeline(connection, row.pipeline_id)
+        result = settlement.find_result(connection, row.number)
     found: dict[str, Any] = {"id": str(row.id), "number": row.number}
     found |= {name: getattr(row, name) for name in _PLAIN}
     found["group"] = row.group_name
-    found["retry_of"] = row.retry_of and str(row.retry_of)
+    found |= {name: (one := getattr(row, name)) and str(one) for name in _IDS}
+    found["progress"] = _progress(row)
+    found["result"] = None if result is None else _result(*result)
     found["pipeline"] = pipeline and pipeline.name
     view = CommandView.from_json(row.command)
     found["shown_command"] = None if view is None else str(view)
-    if commands:
-        found["command"] = None if row.command is None else json.loads(row.command)
+    for name in _AS_JSON if commands else ("retries",):
+        found[name] = _loaded(getattr(row, name), f"{name} of job {row.id}")
     yield _line({"job": found})
     count = 0
     for frame in _frames(lines):
         count += frame["lines"]
         yield _line({"log": {"job": str(row.id), **frame}})
     yield _line({"end": {"job": str(row.id), "lines": count}})
+
+
+def _loaded(text: str | None, what: str) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        pass
+    raise DatabaseCorrupt(f"the {what} are damaged")  # without a cause, which would show the text
+
+
+def _progress(row: Row[Any]) -> dict[str, Any] | None:
+    if row.progress_at is None:
+        return None
+    return {name: getattr(row, f"progress_{name}") for name in Report._fields}
+
+
+def _result(encoding: str, data: bytes) -> dict[str, Any]:
+    """Return a result: as it is if it is JSON, else in base64."""
+    if encoding == settlement.JSON:
+        return {"json": data.decode("utf-8")}
+    return {encoding: base64.b64encode(data).decode("ascii")}
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -139,6 +176,7 @@ class _Ended(NamedTuple):
     facts: dict[str, Any]
     slices: list[Slice]
     lines: int
+    result: tuple[str, bytes] | None
 
 
 class Importer:
@@ -149,12 +187,16 @@ class Importer:
         database: Where the jobs are stored.
         clock: Tells the time.
         workspace_id: The workspace of the jobs; None: the default one.
+        with_pickles: Whether to store pickled results, too.
     """
 
-    def __init__(self, database: Database, clock: Clock, workspace_id: Id | None) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, workspace_id: Id | None, *, with_pickles: bool
+    ) -> None:
         self._database = database
         self._clock = clock
         self._workspace_id = workspace_id
+        self._with_pickles = with_pickles
 
     def take(self, lines: Iterable[str | bytes]) -> Imported:
         """Create the final jobs of an export that the file does not have."""
@@ -192,12 +234,13 @@ class Importer:
             id=found.id,
             workspace_id=place,
             pipeline_id=name and pipelines.find_pipeline_called(connection, place, name),
-            retry_of=facts["retry_of"] and UUID(facts["retry_of"]),
-            command=facts["command"],
             group_name=facts["group"],
-            **{column: facts[column] for column in _AT_CREATE},
+            **{column: facts[column] for column in (*_AT_CREATE, *_AS_JSON)},
         )
         number = made["number"]
+        # Not before: the next attempt of a job would take its key from another job.
+        others = {name: facts[name] and UUID(facts[name]) for name in _IDS}
+        connection.execute(update(job).where(job.c.number == number).values(others))
         reason = Reason(facts["reason"])
         if facts["start_time"] is None:
             transitions.cancel_if_queued(connection, number, now=facts["end_time"], reason=reason)
@@ -211,6 +254,7 @@ class Importer:
                     next_sequence=found.lines,
                     loose_sequence=found.lines,
                     **{one: facts[one] for one in ("stop_requested", "stop_who", "stop_why")},
+                    **facts["progress"],
                 )
             )
             run = transitions.find(connection, number)
@@ -224,6 +268,8 @@ class Importer:
                     now=facts["end_time"],
                     facts={one: facts[one] for one in _AT_END},
                 )
+        if found.result is not None and (self._with_pickles or found.result[0] == settlement.JSON):
+            settlement.store_result(connection, number, *found.result)
         row = job_rows.get_job(connection, number)
         wrong = _differences(row, facts)
         if wrong:
@@ -306,7 +352,7 @@ class _Reader:
     def _ended(self, facts: dict[str, Any], lines: Any) -> _Ended | None:
         if lines != self._position or not Status(facts["status"]).final:
             return None
-        return _Ended(UUID(facts["id"]), facts, self._slices, self._position)
+        return _Ended(UUID(facts["id"]), facts, self._slices, self._position, facts["result"])
 
 
 def _record(text: str | bytes) -> tuple[str, dict[str, Any]]:
@@ -321,7 +367,7 @@ def _record(text: str | bytes) -> tuple[str, dict[str, Any]]:
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
     """Check the record of a job."""
-    found = {name: record.get(name) for name in (*_PLAIN, "id", "group", "retry_of", "pipeline")}
+    found = {name: record.get(name) for name in (*_PLAIN, *_IDS, "id", "group", "pipeline")}
     for name, value in found.items():
         if name in _INTEGERS and value is not None:
             checks.integer(value, name, -checks.LARGEST_INTEGER, checks.LARGEST_INTEGER)
@@ -335,17 +381,62 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         has_started = Reason(found["reason"]) not in UNSTARTED
         if found["end_time"] is None or (found["start_time"] is not None) != has_started:
             raise ValueError("its times do not match its reason")
-    return {**found, "data": checked_data(found["data"]), "command": _command(record)}
+    for name, known in (
+        ("run_if", RUN_IF),
+        ("env_from", (environments.SUBMITTER, environments.WORKER)),
+    ):
+        if found[name] not in (None, *known):
+            raise ValueError(f"its {name} is unknown")
+    return {
+        **found,
+        "data": checked_data(found["data"]),
+        **{name: _stored(name, record.get(name)) for name in _AS_JSON},
+        "progress": _stored_progress(record.get("progress")),
+        "result": _stored_result(record.get("result")),
+    }
 
 
-def _command(record: dict[str, Any]) -> str | None:
-    """Return the command of a job's record in the form in which it is stored."""
-    if record.get("command") is None:
+#: Reads the stored form of each column with JSON, to check it.
+_READERS: dict[str, Callable[[str], Any]] = {
+    "command": Command.from_json,
+    "hooks": stored_hooks,
+    "parameters": stored_parameters,
+    "retries": Retries.from_json,
+}
+
+
+def _stored(name: str, value: Any) -> str | None:
+    """Return a value of a job's record in the form in which it is stored."""
+    if value is None:
         return None
+    text = json.dumps(value)
     try:
-        return Command.from_json(json.dumps(record["command"])).to_json()
+        _READERS[name](text)
     except DatabaseCorrupt as error:
-        raise ValueError("its command is invalid") from error
+        raise ValueError(f"its {name} is invalid") from error
+    return text
+
+
+def _stored_progress(found: Any) -> dict[str, Any]:
+    """Return the columns of a job's progress."""
+    if found is None:
+        return {}
+    checked = checked_progress(found["done"], found["total"], found["message"])
+    report = Report(*checked, checks.integer(found["at"], "at", 0, checks.LARGEST_INTEGER))
+    return {f"progress_{name}": value for name, value in report._asdict().items()}
+
+
+def _stored_result(found: Any) -> tuple[str, bytes] | None:
+    """Return the encoding and the bytes of a job's result."""
+    if found is None:
+        return None
+    ((encoding, text),) = found.items()
+    if encoding == settlement.JSON:
+        json.loads(text)
+        return encoding, text.encode("utf-8")
+    if encoding != PICKLE:
+        raise ValueError("the encoding of its result is unknown")
+    return encoding, base64.b64decode(text, validate=True)
 
 
 def _add(slices: list[Slice], record: dict[str, Any], position: int) -> int:

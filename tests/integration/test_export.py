@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
 
 import pytest
 
-from jobcore import ArgumentError, JobManager, PipelineAlreadyRunning, Reason, Status
+from jobcore import (
+    FINAL,
+    ArgumentError,
+    Command,
+    Job,
+    JobManager,
+    NoResult,
+    PipelineAlreadyRunning,
+    Reason,
+    Retries,
+    Status,
+)
 from tests.integration.verbs_harness import fork, in_a_pipe
+from tests.jobfiles import row_of
 from tests.processes import PATIENCE
 from tests.programs import KILLS_ITSELF, SLEEPS
+from tests.tasks import end
 
 #: What the rules and the file itself decide, not the import.
-OWN = {"number", "workspace_id", "pipeline_id", "env_from"}
+OWN = {"number", "workspace_id", "pipeline_id"}
+#: What only jobs have that have not ended.
+ACTIVE = {"next_attempt", "waits_for"}
 
 
 @pytest.fixture
@@ -67,6 +85,45 @@ def test_every_ending_is_imported_as_it_was(running_jobs, other):
     assert [one.trigger for one in other.history(made[0].id)] == ["create", "start", "finish"]
 
 
+def test_every_field_of_a_job_is_imported(database, clock, other):
+    """Of each field that a final job can have; a new field fails here until it is exported."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        first = jobs.create_job("TASK")
+        clock.advance(1)
+        rich = jobs.submit(
+            ["true"], name="n", data={"a": [1]}, key="k", priority=3, group="g",
+            env_from="submitter", expires=first.created + timedelta(hours=1),
+            retries=Retries(2, delay=1, jitter=0.5, on=("lost",)), after=[first.id],
+            run_if="ended", not_before=first.created, on_error=["tell"],
+        )  # fmt: skip
+        end(jobs, first)
+        running = jobs.start_job(rich.id, owner=None)
+        jobs.append_log(running.id, "line")
+        jobs.report_progress(running.id, 1.5, 4, "half")
+        jobs.finish_job(running.id, 3)
+        again = end(jobs, jobs.retry_job(rich.id))
+        stopped = jobs.start_job(jobs.create_job("TASK").id, owner=None)
+        jobs.stop_job(stopped.id)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        # Facts of processes, which the rules do not check.
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'job'"
+        ).fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(
+            "UPDATE job SET cpu_us = 5, max_rss = 6, dropped = 7, left_processes = 8, signal = 9, "
+            "exit_code = 137, wait_status = 9, reason = 'signaled' WHERE id = ?", (rich.id.hex,)
+        )  # fmt: skip
+        connection.execute("UPDATE job SET hook_of = ? WHERE id = ?", (rich.id.hex, again.id.hex))
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        blank = jobs.get_job(first.id)
+        ended = jobs.list_jobs(status=FINAL)
+        seen = {name for job in ended for name, value in job if value != getattr(blank, name)}
+        assert seen | OWN | ACTIVE == set(Job.model_fields)
+        copied(jobs, other)
+        assert all(same(jobs, other, job) for job in ended)
+
+
 def test_import_can_be_repeated_and_creates_only_what_is_missing(jobs, other, clock):
     """By the ids; those that are there stay as they are."""
     first = jobs.finish_job(jobs.start_job(jobs.create_job("TASK").id).id)
@@ -116,6 +173,59 @@ def test_imported_jobs_run_nothing_retry_nothing_and_trigger_nothing(jobs, tmp_p
             copied(jobs, other)
         other.cancel_job(active.id)
         assert copied(jobs, other).created == 1
+
+
+def test_results_are_imported(running_jobs, other):
+    """JSON always; pickled ones, which run code when they are read, only on request."""
+    jobs = running_jobs
+    made = [
+        jobs.submit(["sh", "-c", 'echo "[1, null]" >&$JOBCORE_RESULT_FD']),
+        jobs.submit_function("builtins:max", "é", "a"),
+        jobs.submit_function("builtins:frozenset", [1, 2]),
+    ]
+    for job in made:
+        jobs.wait(job.id, PATIENCE)
+    copied(jobs, other)
+    assert [other.result(job.id) for job in made[:2]] == [[1, None], "é"]
+    with pytest.raises(NoResult):
+        other.result(made[2].id)
+
+    other.delete_job(made[2].id)
+    other.import_jobs(jobs.export_jobs([made[2].id]), with_pickles=True)
+    assert other.result(made[2].id) == frozenset([1, 2])
+
+
+def test_imported_attempt_takes_no_key_from_a_job(jobs, other):
+    """Its key is that of a live job there."""
+    first = jobs.submit(["true"], key="k", data=1)
+    end(jobs, first, 1)
+    end(jobs, jobs.retry_job(first.id), 1)
+    live = other.submit(["true"], key="k")
+    copied(jobs, other)
+
+    assert other.submit(["true"], key="k").id == live.id
+    assert [job.attempt for job in other.list_jobs(key="k")] == [2, 1, 1]
+
+
+def test_retry_of_an_imported_job_has_hooks_and_arguments(jobs, other, database, tmp_path):
+    """They are exported with the command, and not without it."""
+    pipeline = jobs.create_pipeline("p", ["echo"]).id
+    made = [
+        jobs.submit(["true"], on_error=Command(["tell"], env={"KEY": "hunter2"}), retries=0),
+        jobs.create_job(pipeline_id=pipeline, args=["hunter2"]),
+    ]
+    for job in made:
+        end(jobs, job, 1)
+    other.create_pipeline("p", ["echo"])
+    assert "hunter2" not in "".join(jobs.export_jobs([job.id for job in made]))
+    copied(jobs, other, with_commands=True)
+    for job in made:
+        end(other, other.retry_job(job.id), 1)
+
+    assert [job.name for job in other.list_jobs(type="COMMAND", name="on_error")] == ["on_error"]
+    paths = {database: made, str(tmp_path / "other.db"): other.list_jobs(type="PIPELINE_RUN")}
+    stored = [row_of(path, job.id)["parameters"] for path, some in paths.items() for job in some]
+    assert [one for one in stored if one] == [stored[1]] * 3
 
 
 def test_long_logs_are_imported_line_by_line(jobs, other):
