@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from jobcore.cli import foreground, output
 from jobcore.cli.selection import THREADS
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Status
+from jobcore.retries import allows, delay_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from jobcore.manager import JobManager
     from jobcore.models import Job, LogLine
+    from jobcore.retries import Retries
+    from jobcore.submission import Submission
 
 #: Number of failed jobs that the summary names.
 MOST_NAMED = 20
@@ -30,41 +33,76 @@ LINES = 200
 
 class Batch:
     """
-    Jobs of one call, which are shown as they end.
+    Jobs of one call, which are shown as they end. Those that fail may be tried again, all together.
 
     Args:
         jobs: The manager that runs them.
-        made: The jobs, by id, with what the summary calls each of them.
+        retries: Which of those that have failed are tried again, and when.
+        options: Further arguments of `submit_many`.
     """
 
-    def __init__(self, jobs: JobManager, made: Mapping[UUID, str]) -> None:
+    def __init__(self, jobs: JobManager, retries: Retries | None, **options: Any) -> None:
         self._jobs = jobs
-        self._made = made
+        self._retries = retries
+        self._options = options
+        self._round: dict[UUID, Submission] = {}  # the jobs that are shown now
         self._failed: list[Job] = []
         self._began = time.monotonic()
         self.stopped = False
 
+    def submit(self, wanted: Sequence[Submission], pause: float | None = None) -> None:
+        """Create the jobs, which start after `pause` seconds at the earliest."""
+        # Reserved: they must not run later, unattended.
+        made = self._jobs.submit_many(wanted, not_before=pause, reserved=True, **self._options)
+        self._round = dict(zip((job.id for job in made), wanted, strict=True))
+
     def show(self) -> int:
         """Print each job's output once it has ended, and the summary; return the exit code."""
-        with Bar(len(self._made)) as bar:
-            for job in self._jobs.as_completed(self._made):
-                bar.print(self._jobs.logs(job.id))
-                if job.status is not Status.COMPLETE:
-                    self._failed.append(job)
-                bar.advance(failed=len(self._failed))
-        self._summarize()
+        total = len(self._round)
+        with Bar(total) as bar:
+            attempt = 1
+            while again := self._show_round(bar, attempt):
+                self.submit([wanted for wanted, _ in again], max(pause for _, pause in again))
+                if self.stopped:  # while they were created
+                    self._for_all(self._jobs.cancel_job)
+                attempt += 1
+        self._summarize(total)
         return 1 if self._failed else 0
 
-    def _summarize(self) -> None:
+    def _show_round(self, bar: Bar, attempt: int) -> list[tuple[Submission, float]]:
+        """Show the jobs until all have ended; return those to try again, and after what pause."""
+        again: list[tuple[Submission, float]] = []
+        for job in self._jobs.as_completed(self._round):
+            bar.print(self._jobs.logs(job.id))
+            if (pause := self._pause(job, attempt)) is not None:
+                again.append((self._round[job.id], pause))
+                continue
+            if job.status is not Status.COMPLETE:
+                self._failed.append(job)
+            bar.advance(failed=len(self._failed))
+        return again
+
+    def _pause(self, job: Job, attempt: int) -> float | None:
+        """Return the seconds after which a job is tried again; None: it is not."""
+        policy = self._retries
+        if policy is None or job.reason is None or self.stopped or job.id not in self._round:
+            return None
+        stop_requested = job.stop_requested is not None
+        if not allows(
+            policy, job.status, job.reason, attempt=attempt, stop_requested=stop_requested
+        ):
+            return None
+        return delay_after(policy, attempt, job.id)
+
+    def _summarize(self, total: int) -> None:
         for job in self._failed[:MOST_NAMED]:
-            about = self._made.get(job.id) or self._made.get(job.retry_of or job.id, "")
             cause = foreground.cause(job.reason, job.exit_code, job.signal)
-            output.say(f"failed: job {job.number}, {cause}: {about}")
+            output.say(f"failed: job {job.number}, {cause}: {job.command}")
         if len(self._failed) > MOST_NAMED:
             output.say(f"and {len(self._failed) - MOST_NAMED} more: jobcore list --failed")
-        count, seconds = len(self._made), time.monotonic() - self._began
+        seconds = time.monotonic() - self._began
         output.say(
-            f"{count} job{'s' if count != 1 else ''}: {count - len(self._failed)} complete, "
+            f"{total} job{'s' if total != 1 else ''}: {total - len(self._failed)} complete, "
             f"{len(self._failed)} failed, in {output.span(seconds)}"
         )
 
@@ -88,7 +126,7 @@ class Batch:
 
         # The newest first: if those that start next were stopped first, others would start.
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(safe, reversed(list(self._made))))
+            list(pool.map(safe, reversed(list(self._round))))
 
 
 class Bar:

@@ -9,15 +9,18 @@ import sys
 import termios
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobcore.cli import output
+from jobcore.cli import output, values
 from jobcore.cli.app import PlainHelp
 from jobcore.cli.values import delay, stored_text, time_limit
 from jobcore.command import MOST_BYTES, Command
-from jobcore.errors import CommandError
+from jobcore.errors import ArgumentError, CommandError
+
+if TYPE_CHECKING:
+    from jobcore.retries import Retries
 
 
 class StopScope(str, Enum):
@@ -25,6 +28,14 @@ class StopScope(str, Enum):
 
     MAIN = "main"
     GROUP = "group"
+
+
+class RetryOn(str, Enum):
+    """The endings after which a job is tried again."""
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    LOST = "lost"
 
 
 class WithCommand(PlainHelp):
@@ -125,6 +136,29 @@ Group = Annotated[
     str | None,
     typer.Option(parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."),
 ]
+RetryCount = Annotated[
+    int,
+    typer.Option(
+        parser=values.retries,
+        metavar="N",
+        help="If the job fails, try it again, up to N times. [0]",
+    ),
+]
+RetryDelay = Annotated[
+    float | None,
+    typer.Option(
+        parser=delay,
+        metavar="TIME",
+        help="Pause before the first retry; each further one is twice as long, up to an hour. [10]",
+    ),
+]
+RetryOns = Annotated[
+    list[RetryOn] | None,
+    typer.Option(
+        metavar="WORD",
+        help="Retry after error, timeout or lost; may be given again. [error and lost]",
+    ),
+]
 StdoutTo = Annotated[
     str | None, typer.Option(metavar="FILE", help="Also write the command's stdout to FILE.")
 ]
@@ -183,6 +217,21 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
 def scripts(texts: Sequence[str] | None) -> list[Command] | None:
     """Return the commands of a hook, such as `--on-error`; None: there are none."""
     return [Command(text, shell=True) for text in texts] if texts else None
+
+
+def retry_policy(most: int, pause: float | None, on: list[RetryOn] | None) -> Retries | None:
+    """Return the retries that the options say; None: there are none."""
+    if not most:
+        if pause is not None or on:
+            raise CommandError("--retry-delay and --retry-on need --retries")
+        return None
+    from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
+
+    given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
+    try:
+        return Retries(most, **{name: value for name, value in given.items() if value is not None})
+    except ArgumentError as error:
+        raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before
 
 
 def require_command(words: Sequence[str], stdin: str | None) -> None:

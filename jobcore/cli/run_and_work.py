@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobcore.cli import command_options, foreground, output
+from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli import each as each_line
 from jobcore.cli.app import INTERRUPTED, app
 from jobcore.cli.command_options import StopScope
@@ -49,6 +49,17 @@ def run(
             help="With --each: run at most N jobs at once. [one per processor]",
         ),
     ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            parser=values.retries,
+            metavar="N",
+            help="With --each: when all have ended, try those that failed again, up to N times. "
+            "[0]",
+        ),
+    ] = 0,
+    retry_delay: command_options.RetryDelay = None,
+    retry_on: command_options.RetryOns = None,
     timeout: command_options.Timeout = None,
     grace: command_options.Grace = DEFAULT_GRACE,
     stop_signal: command_options.StopSignal = "SIGTERM",
@@ -118,10 +129,16 @@ def run(
         if detach or print_id:
             raise CommandError("--each cannot be combined with --detach or --print-id; see submit")
         options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
-        _run_each(ctx, each, words, name=name, group=group, null=null, slots=slots, options=options)
+        policy = command_options.retry_policy(retries, retry_delay, retry_on)
+        queued = {"group": group, "retries": policy}
+        _run_each(
+            ctx, each, words, name=name, null=null, slots=slots, queued=queued, options=options
+        )
         return
     if slots is not None or null:
         raise CommandError("--slots and --null need --each")
+    if retries or retry_delay is not None or retry_on:
+        raise CommandError("--retries needs --each; to try one job again, see submit --retries")
     wanted = Command(
         command_options.argv(words, shell=shell),
         cwd=cwd,
@@ -187,9 +204,9 @@ def _run_each(
     words: list[str],
     *,
     name: str | None,
-    group: str | None,
     null: bool,
     slots: int | None,
+    queued: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     from jobcore.cli import batch  # noqa: PLC0415 - only for --each
@@ -209,10 +226,8 @@ def _run_each(
     with ctx.obj.open(slots=slots, only_own=True) as jobs:
         interrupts.arm()
         foreground.print_delays()
-        # Reserved: they must not run later, unattended.
-        made = jobs.submit_many(wanted, group=group, reserved=True)
-        shown = map(output.command_text, commands)
-        many = batch.Batch(jobs, dict(zip((job.id for job in made), shown, strict=True)))
+        many = batch.Batch(jobs, **queued)
+        many.submit(wanted)
         interrupts.expect(many.stop, many.kill)
         code = many.show()
     raise typer.Exit(INTERRUPTED if many.stopped else code)

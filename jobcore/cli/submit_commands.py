@@ -8,17 +8,16 @@ from uuid import UUID
 
 import typer
 
-from jobcore.cli import command_options, due_time, output, values
+from jobcore.cli import command_options, due_time, output
 from jobcore.cli import each as each_line
 from jobcore.cli.app import AsJson, app, full_id
-from jobcore.cli.values import delay, integer, stored_text, time_limit
+from jobcore.cli.values import integer, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, Command, current_umask
-from jobcore.errors import ArgumentError, CommandError
+from jobcore.errors import CommandError
 from jobcore.lifecycle import ACTIVE
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
-    from jobcore.retries import Retries
 
 
 class RunIf(str, Enum):
@@ -27,14 +26,6 @@ class RunIf(str, Enum):
     COMPLETE = "complete"
     ENDED = "ended"
     FAILED = "failed"
-
-
-class RetryOn(str, Enum):
-    """The endings after which a job is tried again."""
-
-    ERROR = "error"
-    TIMEOUT = "timeout"
-    LOST = "lost"
 
 
 @app.command(**command_options.SETTINGS)
@@ -79,30 +70,9 @@ def submit(
             "[complete]",
         ),
     ] = RunIf.COMPLETE,
-    retries: Annotated[
-        int,
-        typer.Option(
-            parser=values.retries,
-            metavar="N",
-            help="If the job fails, try it again, up to N times. [0]",
-        ),
-    ] = 0,
-    retry_delay: Annotated[
-        float | None,
-        typer.Option(
-            parser=delay,
-            metavar="TIME",
-            help="Pause before the first retry; each further one is twice as long, up to an hour. "
-            "[10]",
-        ),
-    ] = None,
-    retry_on: Annotated[
-        list[RetryOn] | None,
-        typer.Option(
-            metavar="WORD",
-            help="Retry after error, timeout or lost; may be given again. [error and lost]",
-        ),
-    ] = None,
+    retries: command_options.RetryCount = 0,
+    retry_delay: command_options.RetryDelay = None,
+    retry_on: command_options.RetryOns = None,
     wait: due_time.Delay = None,
     at: due_time.At = None,
     expires: Annotated[
@@ -166,7 +136,7 @@ def submit(
         "on_complete": command_options.scripts(on_complete),
         "on_error": command_options.scripts(on_error),
         "on_stopped": command_options.scripts(on_stopped),
-        "retries": _retries(retries, retry_delay, retry_on),
+        "retries": command_options.retry_policy(retries, retry_delay, retry_on),
         "priority": priority,
         "group": group,
         "not_before": due,
@@ -217,18 +187,3 @@ def submit(
 def _ids(jobs: JobManager, words: list[str] | None) -> list[UUID | str]:
     """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
     return [full_id(jobs, word, among=ACTIVE) for word in words or []]
-
-
-def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retries | None:
-    """Return the retries that the options say; None: there are none."""
-    if not most:
-        if pause is not None or on:
-            raise CommandError("--retry-delay and --retry-on need --retries")
-        return None
-    from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
-
-    given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
-    try:
-        return Retries(most, **{name: value for name, value in given.items() if value is not None})
-    except ArgumentError as error:
-        raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before

@@ -251,6 +251,8 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
             "--retry-delay must be 0 to 1000000000 seconds",
         ),
         (["run", "--slots", "2", "--", "true"], "need --each"),
+        (["run", "--retries", "2", "--", "true"], "--retries needs --each"),
+        (["run", "--each", "x", "--retry-on", "lost", "--", "true"], "need --retries"),
         (["run", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
         (["submit", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
         (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
@@ -294,6 +296,23 @@ def test_run_each_shows_outputs_and_names_failures_first(cli, database):
     assert failed.endswith(" x b")
     assert summary.startswith("jobcore: 3 jobs: 2 complete, 1 failed, in ")
     assert [str(job.status) for job in drained(database)] == ["COMPLETE", "ERROR", "COMPLETE"]
+
+
+def test_run_each_tries_failed_jobs_again(cli, database):
+    """Each only as often as it has to be; the summary counts lines, by their last attempts."""
+    script = 'echo "$1"; n=$(cat "$1" 2>/dev/null || echo 0); echo $((n+1)) >"$1"; [ $n -ge "$1" ]'
+    out, err = cli(
+        *("run", "--each", "-", "--retries", "2", "--retry-delay", "0", "--slots", "1"),
+        *("--", "sh", "-c", script, "x", "{}"),
+        stdin=b"0\n1\n2\n9\n",
+        code=1,
+    )
+
+    assert "".join(out.split()) == "0129" + "129" + "29"
+    failed, summary = err.splitlines()
+    assert failed.startswith("jobcore: failed: job 9, exit code 1: sh -c ")
+    assert summary.startswith("jobcore: 4 jobs: 3 complete, 1 failed, in ")
+    assert len(drained(database)) == 9
 
 
 def test_run_each_exits_0_when_all_are_complete(cli):
