@@ -97,6 +97,7 @@ def test_every_field_of_a_job_is_imported(database, clock, other):
             run_if="ended", not_before=first.created, on_error=["tell"],
         )  # fmt: skip
         end(jobs, first)
+        clock.advance(1)
         running = jobs.start_job(rich.id, owner=None)
         jobs.append_log(running.id, "line")
         jobs.report_progress(running.id, 1.5, 4, "half")
