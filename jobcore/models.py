@@ -935,7 +935,7 @@ def log_lines(
     first: int, time_ns: int, stream: str, raw_lines: Iterable[bytes], partial: bool
 ) -> list[LogLine]:
     """Return consecutive lines that differ only in their bytes; `first` is the first's number."""
-    found = []
+    found: list[Any] = []
     # As in `LogLine.__new__`. A call of it for each line would take twice as long.
     for sequence, raw in enumerate(raw_lines, first):
         line = _Facts()
@@ -945,7 +945,7 @@ def log_lines(
         line.raw = raw
         line.partial = partial
         line.__class__ = LogLine
-        found.append(cast("LogLine", line))
+        found.append(line)
     return found
 
 
