@@ -97,11 +97,6 @@ class NewContent:
         self._intact_end = self.offset
         self.next_sequence = frame.first + frame.count
 
-    def pack(self) -> None:
-        """Compress the slices, so that this does not happen under the write lock."""
-        for piece in self.slices:
-            piece.packed()
-
     def can_be_followed_by(self, frame: frames.Frame) -> bool:
         """
         Tell whether a frame that was found after damage can be the supervisor's.
@@ -320,7 +315,6 @@ class Importer:
                 verdict = job_directory.read_exit(directory, run.token or "") or verdict
                 content = NewContent(run)
                 self._read_frames(content, directory, verdict)
-                content.pack()
                 if content.exit is not None and content.exit.wait_status == 0:
                     content.result = _result_in(run, directory)
                     if run.has_followups:

@@ -37,14 +37,13 @@ class Slice:
         size: The bytes of the frames.
     """
 
-    __slots__ = ("_packed", "_parts", "count", "first", "size")
+    __slots__ = ("_parts", "count", "first", "size")
 
     def __init__(self, first: int, count: int, data: bytes | memoryview) -> None:
         self.first = first
         self.count = count
         self.size = len(data)
         self._parts = [data]
-        self._packed: bytes | None = None
 
     @property
     def data(self) -> bytes:
@@ -56,13 +55,6 @@ class Slice:
         self.count += count
         self.size += len(data)
         self._parts.append(data)
-        self._packed = None
-
-    def packed(self) -> bytes:
-        """Return the frames, compressed. They are kept: compress before you take the lock."""
-        if self._packed is None:
-            self._packed = compression.compress(self.data)
-        return self._packed
 
 
 _INSERT = Statement(
@@ -83,7 +75,7 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
                 "line_count": one.count,
                 "raw_bytes": one.size,
                 "compressed": True,
-                "data": one.packed(),
+                "data": compression.compress(one.data),
             }
             for one in slices
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import zlib
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from jobcore import DatabaseCorrupt
 from jobcore.storage import compression
 from jobcore.supervisor import frames
 from jobcore.testing.parts import parts
-from tests.jobfiles import log_of, sql
+from tests.jobfiles import log_of, sql, stored_run
 
 CHANCE = random.Random(5)
 TEXTS = [
@@ -99,18 +100,19 @@ def test_damaged_segment_is_corrupt(jobs, scripted, database):
         log_of(jobs, run.id)
 
 
-def test_output_is_compressed_before_the_write_lock_is_taken(jobs, scripted, monkeypatch):
-    """Others can write while a backlog is compressed."""
+def test_output_that_another_process_has_imported_is_not_compressed(jobs, scripted, monkeypatch):
+    """Of two that import the same output, the one that comes too late does not compress it."""
     run = scripted()
     run.write(*[b"x" * 99 + b"\n"] * 600)
-    begun = []
-    compress = compression.compress
+    importer = parts(jobs).importer
+    late = importer.read(stored_run(jobs, run))
+    compress, compressed = compression.compress, []
+    monkeypatch.setattr(
+        compression, "compress", lambda data: compressed.append(len(data)) or compress(data)
+    )
+    lines = log_of(jobs, run.id)
+    fresh = parts(jobs).database.write(partial(importer.apply, content=late))
 
-    def compressed(data):
-        begun.append(parts(jobs).writer.is_inside())
-        return compress(data)
-
-    monkeypatch.setattr(compression, "compress", compressed)
-
-    assert log_of(jobs, run.id) == run.lines_written
-    assert begun == [False]
+    assert compressed == [run.end]
+    assert fresh.next_sequence == 600
+    assert lines == log_of(jobs, run.id) == run.lines_written
