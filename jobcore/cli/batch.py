@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobcore.cli import foreground, output
+from jobcore.cli.log_printer import LogPrinter, row_of
 from jobcore.cli.selection import THREADS
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Status
@@ -139,7 +140,7 @@ class Bar:
 
     def __init__(self, total: int) -> None:
         self._progress: Any = None
-        self._printer = output.LogPrinter(apart=True)
+        self._printer = LogPrinter(apart=True)
         if not sys.stderr.isatty():
             return
         from rich.progress import (  # noqa: PLC0415 - not needed for pipes
@@ -190,7 +191,7 @@ class Bar:
             return
         shown: list[str] = []
         for line in lines:
-            shown.append(output.row_of(line.text))
+            shown.append(row_of(line.text))
             if len(shown) == LINES:
                 self._print_above(shown)
                 shown = []

@@ -46,10 +46,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "Pipelines": {
-        "apply": ("pipeline_commands", "Make the pipelines of a workspace equal to a file."),
+        "apply": ("apply_command", "Make the pipelines of a workspace equal to a file."),
         "pipeline": ("pipeline_commands", "List, show, create, change and run pipelines."),
         "schedule": ("pipeline_commands", "List what is due next, over all pipelines."),
-        "workspace": ("pipeline_commands", "List, create, rename and delete workspaces."),
+        "workspace": ("workspace_commands", "List, create, rename and delete workspaces."),
     },
     "Database": {
         "stats": (

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jobcore.cli import output
+from jobcore.cli.log_printer import LogPrinter
 from jobcore.errors import InvalidTransition, JobcoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
 
@@ -192,7 +193,7 @@ def print_state(jobs: JobManager, job_id: UUID) -> None:
         output.say(f"job {job_id} keeps running")
 
 
-def watch(jobs: JobManager, job_id: UUID, printer: output.LogPrinter) -> Job:
+def watch(jobs: JobManager, job_id: UUID, printer: LogPrinter) -> Job:
     """
     Print the job's lines as they come, from the printer's next one on; return the final job.
 

@@ -18,6 +18,7 @@ import typer
 
 from jobcore.cli import foreground, output, selection
 from jobcore.cli.app import app, open_manager
+from jobcore.cli.log_printer import LogPrinter, row_of
 from jobcore.cli.selection import Filter
 from jobcore.cli.values import count, past
 from jobcore.clock import iso_utc
@@ -207,7 +208,7 @@ class _Logs:
             title()
             title = None
         if self._kept.all and not (self._times and not self._ndjson):
-            printer = output.LogPrinter(self._sequence, ndjson=self._ndjson)
+            printer = LogPrinter(self._sequence, ndjson=self._ndjson)
             if self._tail is not None:
                 _print_tail(self._jobs, job.id, self._tail, printer)
         else:
@@ -288,7 +289,7 @@ class _Logs:
         printer.next_sequence = end
 
 
-class _MarkedPrinter(output.LogPrinter):
+class _MarkedPrinter(LogPrinter):
     """
     Prints lines that have ended, each with its marks.
 
@@ -351,10 +352,10 @@ class _MarkedPrinter(output.LogPrinter):
         time = ""
         if self._times:
             time = (output.local if terminal else iso_utc)(line.timestamp) + "  "
-        return f"{self._mark}{time}{output.row_of(line.text) if terminal else line.text}"
+        return f"{self._mark}{time}{row_of(line.text) if terminal else line.text}"
 
 
-def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: output.LogPrinter) -> None:
+def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: LogPrinter) -> None:
     """Print the last `count` lines, and set the printer to the number after them."""
     while True:
         printer.next_sequence = jobs.get_job(job_id).line_count

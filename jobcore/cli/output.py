@@ -15,8 +15,7 @@ import os
 import re
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from jobcore.command import Command
-    from jobcore.models import Finding, Job, Limit, LogLine, Progress, Transition
+    from jobcore.models import Finding, Job, Limit, Progress, Transition
 
 #: Whole escape sequences first, then the remaining control characters: C0 except the tab,
 #: DEL, and C1, because some terminals treat U+009B as an escape. Finally the characters that
@@ -45,13 +44,6 @@ _CONTROLS = re.compile(
 )
 #: The control characters that JSON does not escape. It escapes only C0.
 _UNESCAPED_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-#: Escape sequences that erase the row from the cursor on.
-_ERASES_ROW = re.compile(r"\x1b\[[02]?K")
-#: Number of characters kept for drawing a row again; more than the width of any terminal.
-_LONGEST_ROW = 4096
-#: Seconds after which unfinished lines are printed again below lines that do not end.
-_REDRAW = 0.25
 
 #: Blanks between two columns of a table, and the least width of a last column that is wrapped.
 GAP, LEAST_WRAPPED = 2, 12
@@ -76,7 +68,7 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _encoding(stream: TextIO) -> str:
+def encoding_of(stream: TextIO) -> str:
     """Return the encoding for a stream: the terminal's own, else UTF-8."""
     name = getattr(stream, "encoding", None) if stream.isatty() else None
     return codecs.lookup(name or "utf-8").name
@@ -84,7 +76,7 @@ def _encoding(stream: TextIO) -> str:
 
 def _shown(text: str) -> str:
     """Return `text` with escapes for characters that stdout, a terminal, cannot show."""
-    encoding = _encoding(sys.stdout)
+    encoding = encoding_of(sys.stdout)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -111,10 +103,15 @@ def say_error(error: Exception) -> None:
 # --- data -----------------------------------------------------------------------
 
 
+def binary(stream: TextIO) -> BinaryIO:
+    """Return a file for bytes on the descriptor of a stream, which stays open."""
+    return open(stream.fileno(), "wb", closefd=False)
+
+
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines of data, in UTF-8 or in the terminal's encoding."""
-    encoding = _encoding(sys.stdout)
-    with _binary(sys.stdout) as out:
+    encoding = encoding_of(sys.stdout)
+    with binary(sys.stdout) as out:
         out.writelines(line.encode(encoding, "backslashreplace") + b"\n" for line in lines)
 
 
@@ -125,14 +122,14 @@ def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
     On a terminal, control characters and characters that it cannot show are escaped.
     """
     if hasattr(value, "model_dump_json"):
-        print_lines([_json_shown(_json(cast("BaseModel", value)))])
+        print_lines([json_shown(_json(cast("BaseModel", value)))])
         return
-    encoding = _encoding(sys.stdout)
-    with _binary(sys.stdout) as out:
+    encoding = encoding_of(sys.stdout)
+    with binary(sys.stdout) as out:
         out.write(b"[")
         between = b""
         for one in value:
-            out.write(between + _json_shown(_json(one)).encode(encoding))
+            out.write(between + json_shown(_json(one)).encode(encoding))
             between = b", "
         out.write(b"]\n")
 
@@ -159,11 +156,11 @@ def _json(model: BaseModel) -> str:
     return f"{document[:-1]},{json.dumps(further, ensure_ascii=False)[1:]}"
 
 
-def _json_shown(document: str) -> str:
+def json_shown(document: str) -> str:
     """Return JSON for stdout; for a terminal, escape characters that it cannot show safely."""
     if not on_terminal():
         return document
-    if _encoding(sys.stdout) != "utf-8":
+    if encoding_of(sys.stdout) != "utf-8":
         return json.dumps(json.loads(document))  # ASCII only
     return _UNESCAPED_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
@@ -521,211 +518,6 @@ class Screen:
         from rich.console import Group  # noqa: PLC0415 - not needed for pipes
 
         self._live.update(Group(summary, "", table), refresh=True)
-
-
-# --- logs -----------------------------------------------------------------------
-
-
-class LogPrinter:
-    """
-    Prints log lines: byte for byte, cleaned for a terminal, or as JSON.
-
-    An unfinished line is printed as far as it exists; later only its new part is printed. On a
-    terminal a carriage return restarts the line. JSON output omits unfinished lines.
-
-    Args:
-        sequence: The number of the first line.
-        apart: Print `stderr` and `system` lines on stderr; False: print all on stdout.
-        ndjson: Print one JSON object per line; on a terminal, escape control characters.
-
-    Attributes:
-        next_sequence: The number after the last numbered line that was printed.
-    """
-
-    def __init__(self, sequence: int = 0, *, apart: bool = False, ndjson: bool = False) -> None:
-        self.next_sequence = sequence
-        self._unfinished: dict[str, LogLine] = {}  # by stream, until it has a number
-        self._is_below = True  # whether unfinished lines were printed after all others
-        self._redraw_at = 0.0
-        self._apart = apart
-        self._ndjson = ndjson
-        # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has by default, it is
-        # unbuffered, and writes to it may be short.
-        self._out = _binary(sys.stdout)
-        self._err = _binary(sys.stderr)
-        # If both are terminals, they are the same one, so they share a row.
-        row = _Row(_encoding(sys.stdout if self._out.isatty() else sys.stderr))
-        #: Whether the bytes are printed as they are, to one place.
-        self._is_plain = not (apart or self._out.isatty())
-        self._writers = {
-            out: row.write if out.isatty() else _Pipe().write for out in (self._out, self._err)
-        }
-
-    def print(self, lines: Iterable[LogLine]) -> None:
-        """Print lines, and flush them before returning."""
-        if self._is_plain:
-            lines = self._print_groups(lines)
-        if self._ndjson:
-            from jobcore import wire  # noqa: PLC0415 - only needed for JSON
-
-            objects = wire.ndjson(self._noted(lines))
-            if self._out.isatty():
-                objects = (f"{_json_shown(one.decode().rstrip())}\n".encode() for one in objects)
-            self._out.writelines(objects)
-        else:
-            for line in self._noted(lines):
-                self._print(line)
-                if line.sequence is None:
-                    self._unfinished[line.stream] = line
-                    self._is_plain = False
-                    self._out.flush()
-                elif self._unfinished:
-                    self._note_finished(line)
-        self.flush()
-
-    def _print_groups(self, lines: Iterable[LogLine]) -> Iterable[LogLine]:
-        """Print the lines that come in groups, and return the others."""
-        from jobcore.log_lines import taken_in_groups  # noqa: PLC0415 - not needed for other output
-
-        taken = taken_in_groups(lines)
-        if taken is None:
-            return lines
-        groups, end = taken
-        form = None
-        if self._ndjson:
-            from jobcore.wire.log_forms import NdjsonForm  # noqa: PLC0415 - only needed for JSON
-
-            form = NdjsonForm()
-        for group in groups:
-            self._out.write(group.raw if form is None else form.encode_group(group))
-            self.next_sequence = group.end
-        return end
-
-    def flush(self) -> None:
-        """Print unfinished lines again if others were printed after them, and flush all."""
-        if self._unfinished and not self._is_below:
-            self._is_below = True
-            for line in self._unfinished.values():
-                self._print(line)
-        self._out.flush()
-
-    def _print(self, line: LogLine) -> None:
-        out = self._out
-        if self._apart and line.stream in ("stderr", "system"):
-            out.flush()  # keep the order of lines on stdout and stderr
-            out = self._err
-        self._writers[out](line, out)
-        if out is self._err:
-            out.flush()
-
-    def _note_finished(self, line: LogLine) -> None:
-        """Forget the unfinished lines that a numbered line replaces, and print others below it."""
-        if line.stream == "system":
-            self._unfinished.clear()
-        else:
-            self._unfinished.pop(line.stream, None)
-        self._is_below = False
-        now = time.monotonic()
-        if now > self._redraw_at:
-            self._redraw_at = now + _REDRAW
-            self.flush()
-
-    def _noted(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
-        for line in lines:
-            yield line
-            if line.sequence is not None:
-                self.next_sequence = line.sequence + 1
-
-
-class _Pipe:
-    """Prints each byte once, although an unfinished line comes again when it has grown."""
-
-    def __init__(self) -> None:
-        self._printed: dict[str, bytes] = {}  # by stream, printed text without a number
-
-    def write(self, line: LogLine, out: BinaryIO) -> None:
-        """Print the new part of a line."""
-        if not self._printed and not line.unfinished:
-            out.write(line.raw)
-            return
-        raw, printed = line.raw, self._printed.pop(line.stream, b"")
-        if raw.startswith(printed):
-            out.write(raw[len(printed) :])
-            left = b""
-        elif printed.startswith(raw):
-            left = printed[len(raw) :]
-        else:
-            out.write(raw)
-            left = b""
-        if line.unfinished:
-            self._printed[line.stream] = raw + left
-        elif left and line.partial:
-            self._printed[line.stream] = left
-
-
-class _Row:
-    """
-    The row of a terminal that contains the cursor.
-
-    Args:
-        encoding: The terminal's encoding; other characters are shown as escapes.
-
-    Attributes:
-        text: The text in the row.
-        stream: The stream of that text.
-    """
-
-    def __init__(self, encoding: str = "utf-8") -> None:
-        self.text = ""
-        self.stream = ""
-        self._encoding = encoding
-        self._pieces = ""  # numbered pieces in the row; text after them may be replaced
-
-    def write(self, line: LogLine, out: BinaryIO) -> None:
-        """Print a line in place of the unfinished text that it replaces."""
-        if self.text and line.stream != self.stream:
-            # Erase unfinished text, which comes again after this line; keep numbered pieces.
-            out.write(b"\n" if self._pieces else b"\r\x1b[K")
-            self.text = self._pieces = ""
-        self.stream = line.stream
-        whole = self._pieces + self._bytes(line.text).decode(self._encoding)
-        text = row_of(whole)
-        if line.unfinished and "\r" in whole:
-            # Cut it to the width, because a row that has wrapped cannot be drawn again.
-            text = text[: (os.get_terminal_size(out.fileno()).columns or 80) - 1]
-        if text.startswith(self.text):
-            out.write(self._bytes(text[len(self.text) :]))
-        else:
-            out.write(b"\r" + self._bytes(text) + b"\x1b[K")
-        self.text = text
-        if line.raw.endswith(b"\n"):
-            out.write(b"\n")
-            self.text = self._pieces = ""
-        elif not line.unfinished:
-            self._pieces = whole[-_LONGEST_ROW:]
-            if len(whole) > _LONGEST_ROW and "\r" not in self._pieces:
-                self.text = self._pieces = ""  # the row has wrapped: just append the rest
-
-    def _bytes(self, text: str) -> bytes:
-        return text.encode(self._encoding, "backslashreplace")
-
-
-def row_of(text: str) -> str:
-    """
-    Return the text that a terminal shows for a line, without control characters.
-
-    After a carriage return, text overwrites the row from its beginning.
-    """
-    *begun, last = text.split("\r")
-    shown = without_controls(last)
-    while begun and not _ERASES_ROW.search(last):
-        last = begun.pop()
-        shown += without_controls(last)[len(shown) :]
-    return shown
-
-
-def _binary(stream: TextIO) -> BinaryIO:
-    return open(stream.fileno(), "wb", closefd=False)
 
 
 def replace_what_cannot_be_shown() -> None:

@@ -1,11 +1,11 @@
-"""Commands for pipelines, their schedules and workspaces."""
+"""Commands for pipelines and their schedules."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,31 +13,22 @@ import typer
 
 from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli.app import AsJson, app, command_group, open_manager
+from jobcore.cli.log_printer import LogPrinter
 from jobcore.cli.values import count_from_1, stored_text, time_limit
+from jobcore.cli.workspace_commands import InWorkspace, OfWorkspace, find_workspace
 from jobcore.command import CommandView
-from jobcore.errors import CommandError, PipelineFileError
+from jobcore.errors import CommandError
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
-    from jobcore.models import Change, Pipeline, Workspace
+    from jobcore.models import Pipeline
 
 
 #: The number of pipelines that are read at once.
 PAGE = 1000
 
-InWorkspace = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Name or ID of the workspace. [default]"),
-]
-OfWorkspace = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Only in this workspace. [all]"),
-]
 PipelineName = Annotated[
     str, typer.Argument(metavar="NAME", help="The pipeline's name, in any case, or its ID.")
-]
-WorkspaceName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The workspace's name, or its ID.")
 ]
 Words = Annotated[
     list[str] | None,
@@ -109,107 +100,6 @@ OnStopped = Annotated[
     typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that was stopped."),
 ]
 
-
-# --- apply ------------------------------------------------------------------------
-
-
-@app.command()
-def apply(
-    ctx: typer.Context,
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FILE...]", help="Files in YAML or JSON."),
-    ] = None,
-    *,
-    workspace: InWorkspace = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; print what would be changed.")
-    ] = False,
-    prune: Annotated[
-        bool,
-        typer.Option(
-            "--prune", help="Delete pipelines that the files do not have, with their jobs."
-        ),
-    ] = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of a file, for editors.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """
-    Make the pipelines of a workspace equal to a file.
-
-    Creates what is missing, and changes what differs: all of it or nothing. Fields in
-    a pipe: action, pipeline, field, value before, value after. The value of a
-    variable is shown as ***.
-
-    \b
-    Examples:
-      jobcore apply pipelines.yml --dry-run
-      jobcore apply pipelines.yml --prune
-      jobcore apply --schema > pipelines.schema.json
-    """  # noqa: D301
-    from jobcore import pipeline_file  # noqa: PLC0415 - not needed for --help
-
-    if schema:
-        output.print_lines([json.dumps(pipeline_file.json_schema(), indent=2)])
-        return
-    if not files:
-        raise CommandError("apply needs a file of pipelines: jobcore apply pipelines.yml")
-    sources = [pipeline_file.read(path) for path in files]
-    with ctx.obj.open(slots=0) as jobs:
-        place = None if workspace is None else find_workspace(jobs, workspace).id
-        try:
-            changes = jobs.apply(
-                pipeline_file.merged(sources), workspace_id=place, prune=prune, dry_run=dry_run
-            )
-        except PipelineFileError as error:
-            for line in pipeline_file.problem_lines(error, sources):
-                output.say(line)
-            raise typer.Exit(2) from None
-    if as_json:
-        output.print_json(changes)
-        return
-    titles = ("ACTION", "PIPELINE", "FIELD", "BEFORE", "AFTER")
-    output.print_rows(titles, _rows(changes), cut={"PIPELINE": 16, "BEFORE": 12})
-    if output.on_terminal():
-        output.say(_summary(changes, dry_run=dry_run))
-
-
-def _rows(changes: Iterable[Change]) -> Iterator[tuple[Any, ...]]:
-    for one in changes:
-        for field, (before, after) in one.fields.items() or [(None, (None, None))]:
-            yield one.action, one.name, field, _short(before), _short(after)
-
-
-def _short(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
-
-
-def _summary(changes: list[Change], *, dry_run: bool) -> str:
-    if not changes:
-        return "the pipelines are as described; nothing changes"
-    counts = dict.fromkeys(("create", "update", "delete"), 0)
-    for one in changes:
-        counts[one.action] += 1
-    words = ", ".join(f"{count} to {action}" for action, count in counts.items() if count)
-    return f"{words}; nothing was changed" if dry_run else words.replace(" to ", " ") + "d"
-
-
-def find_workspace(jobs: JobManager, name: str) -> Workspace:
-    """Return the workspace with this name or id."""
-    found = [one for one in jobs.list_workspaces() if name in (one.name, str(one.id))]
-    if not found:
-        raise CommandError(f"no workspace has the name or ID {name!r}; see workspace list")
-    if len(found) > 1:
-        raise CommandError(
-            f"{len(found)} workspaces have the name {name!r}: give the ID of one, such as "
-            f"{found[0].id}"
-        )
-    return found[0]
-
-
-# --- pipelines ----------------------------------------------------------------------
 
 #: The columns that are cut on a narrow terminal, with their least widths.
 _CUT = {"NAME": 20, "PIPELINE": 20, "SCHEDULE": 12, "GROUP": 8, "AFTER": 12}
@@ -505,7 +395,7 @@ def run_pipeline(
         )
         if follow:
             output.say(f"job {job.id}")
-            job = foreground.watch(jobs, job.id, output.LogPrinter())
+            job = foreground.watch(jobs, job.id, LogPrinter())
             raise typer.Exit(foreground.exit_code(job))
     output.print_json(job) if as_json else output.print_ids([job])
 
@@ -636,79 +526,3 @@ def find_pipeline(jobs: JobManager, name: str, workspace: str | None) -> Pipelin
             f"{len(found)} workspaces have a pipeline {name!r}: give --workspace, or its ID"
         )
     return found[0]
-
-
-# --- workspaces ---------------------------------------------------------------------
-
-workspace_group = command_group(
-    "workspace",
-    """
-    List, create, rename and delete workspaces.
-
-    NAME is a workspace's name or its ID.
-
-    \b
-    Examples:
-      jobcore workspace create reports
-      jobcore workspace list
-    """,
-)
-
-
-@workspace_group.command("list")
-def list_workspaces(ctx: typer.Context, *, as_json: AsJson = False) -> None:
-    """
-    List workspaces, in the order of their creation.
-
-    Fields in a pipe: id, name, created, number of pipelines, number of jobs.
-    """
-    with open_manager(ctx) as jobs:
-        found = jobs.list_workspaces()
-        if as_json:
-            output.print_json(found)
-            return
-        rows = [
-            (
-                *(one.id, one.name, one.created),
-                len(jobs.list_pipelines(workspace_id=one.id)),
-                sum(jobs.count_jobs(workspace_id=one.id).values()),
-            )
-            for one in found
-        ]
-    titles = ("ID", "NAME", "CREATED", "PIPELINES", "JOBS")
-    output.print_rows(titles, rows, cut={"NAME": 12}, optional=("CREATED", "PIPELINES"))
-
-
-@workspace_group.command("create")
-def create_workspace(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Create a workspace, and print its ID."""
-    with ctx.obj.open(slots=0) as jobs:
-        made = jobs.create_workspace(name)
-    output.print_json(made) if as_json else output.print_lines([str(made.id)])
-
-
-@workspace_group.command("rename")
-def rename_workspace(
-    ctx: typer.Context,
-    name: WorkspaceName,
-    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="Its new name.")],
-) -> None:
-    """Rename a workspace."""
-    with open_manager(ctx) as jobs:
-        jobs.update_workspace(find_workspace(jobs, name).id, name=new_name)
-
-
-@workspace_group.command("delete")
-def delete_workspace(ctx: typer.Context, name: WorkspaceName) -> None:
-    """
-    Remove a workspace with its pipelines and jobs.
-
-    Running jobs are stopped first.
-    """
-    with open_manager(ctx) as jobs:
-        jobs.delete_workspace(find_workspace(jobs, name).id)

@@ -12,6 +12,7 @@ from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli import each as each_line
 from jobcore.cli.app import INTERRUPTED, app
 from jobcore.cli.command_options import StopScope
+from jobcore.cli.log_printer import LogPrinter
 from jobcore.cli.values import count_from_1
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, Command, current_umask
 from jobcore.errors import (
@@ -177,7 +178,7 @@ def _run_one(
             if detach:
                 output.print_ids([job])
                 return
-            ended = foreground.watch(jobs, job.id, output.LogPrinter(apart=True))
+            ended = foreground.watch(jobs, job.id, LogPrinter(apart=True))
         except SpawnError:
             jobs.cancel_job(job.id)  # it must not run later, unattended
             raise

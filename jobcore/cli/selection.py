@@ -173,13 +173,16 @@ class Filter:
         """Return the ids of the workspace and the pipeline, each given by its name or id."""
         if self.workspace is None and self.pipeline is None:
             return {}
-        from jobcore.cli import pipeline_commands as named  # noqa: PLC0415 - only with these filters
-
         found: dict[str, Any] = {}
         if self.workspace is not None:
-            found["workspace_id"] = named.find_workspace(jobs, self.workspace).id
+            from jobcore.cli import workspace_commands  # noqa: PLC0415 - only with this filter
+
+            found["workspace_id"] = workspace_commands.find_workspace(jobs, self.workspace).id
         if self.pipeline is not None:
-            found["pipeline_id"] = named.find_pipeline(jobs, self.pipeline, self.workspace).id
+            from jobcore.cli import pipeline_commands  # noqa: PLC0415 - only with this filter
+
+            pipeline = pipeline_commands.find_pipeline(jobs, self.pipeline, self.workspace)
+            found["pipeline_id"] = pipeline.id
         return found
 
     def in_parts(self, jobs: JobManager) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from jobcore import JobDeleted, wire
-from jobcore.cli import output
+from jobcore.cli.log_printer import LogPrinter
 from jobcore.log_lines import LINES_AT_ONCE, LineGroup, Lines, taken_in_groups
 from jobcore.models import LogLine
 from jobcore.operations import waiting
@@ -159,7 +159,7 @@ def test_log_in_a_pipe_is_printed_in_groups(jobs, logged, monkeypatch, tmp_path,
     monkeypatch.setattr("jobcore.log_lines.log_lines", None)
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr(sys, "stdout", out)
-        printer = output.LogPrinter(5, ndjson=ndjson)
+        printer = LogPrinter(5, ndjson=ndjson)
         printer.print(jobs.logs(logged.id, 5))
 
     assert (tmp_path / "out").read_bytes() == expected

@@ -10,7 +10,8 @@ import pytest
 
 from jobcore import Progress
 from jobcore.cli import output
-from jobcore.cli.output import _Pipe, _report, _Row, row_of, without_controls
+from jobcore.cli.log_printer import PipeWriter, RowWriter, row_of
+from jobcore.cli.output import _report, without_controls
 from jobcore.clock import to_datetime
 from jobcore.models import LogLine
 
@@ -142,7 +143,7 @@ def drawn_on_terminal(lines):
     """Return what a terminal of 80 columns gets of these lines."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "wb", buffering=0) as out:
-        row, shown = _Row(), b""
+        row, shown = RowWriter(), b""
         for line in lines:
             part = io.BytesIO()
             part.fileno = out.fileno
@@ -155,7 +156,7 @@ def drawn_on_terminal(lines):
 @pytest.mark.parametrize("lines", [lines for lines, _ in COMING])
 def test_pipe_gets_each_byte_once(lines):
     """In the order in which they came."""
-    pipe, out = _Pipe(), io.BytesIO()
+    pipe, out = PipeWriter(), io.BytesIO()
     for line in lines:
         pipe.write(line, out)
     whole = b"".join(line.raw for line in lines if not line.unfinished)
