@@ -9,6 +9,7 @@ through the statuses by the same statements as any other, in one transaction, wi
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from jobcore.errors import ArgumentError, DatabaseCorrupt, JobcoreError, StoreEr
 from jobcore.functions.encoding import PICKLE
 from jobcore.hooks import stored_hooks
 from jobcore.lifecycle import UNSTARTED, Ending, Reason, Status
-from jobcore.log_lines import taken_in_groups
+from jobcore.log_lines import pieces_of, taken_in_groups
 from jobcore.models import Imported, LogLine
 from jobcore.operations.arguments import RUN_IF, checked_data, checked_progress
 from jobcore.operations.lookup import Id, require_job
@@ -133,10 +134,11 @@ def _frames(lines: Iterable[LogLine]) -> Iterator[dict[str, Any]]:
     taken = taken_in_groups(lines)
     if taken is not None:
         for group in taken[0]:
-            for begin in range(group.first, group.end, frames.MAX_PAYLOAD):
-                part = group.between(begin, begin + frames.MAX_PAYLOAD)
-                same = (part.time_ns, part.stream, part.partial)
-                yield _frame(part.first, part.line_count, part.raw, same)
+            if len(group.raw) <= frames.MAX_PAYLOAD:
+                same = (group.time_ns, group.stream, group.partial)
+                yield _frame(group.first, group.line_count, group.raw, same)
+            else:  # lines of a task, or lost ones: a record has a limited length
+                yield from _frames(itertools.chain.from_iterable(pieces_of([group])))
         return
     first, raw, kind = 0, b"", None
     count = 0

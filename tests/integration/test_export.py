@@ -21,6 +21,7 @@ from jobcore import (
     Retries,
     Status,
 )
+from jobcore.operations import export
 from tests.integration.verbs_harness import fork, in_a_pipe
 from tests.jobfiles import row_of
 from tests.processes import PATIENCE
@@ -246,6 +247,21 @@ def test_long_logs_are_imported_line_by_line(jobs, other):
     assert [line.raw for line in other.tail(job.id, 3)] == [
         line.raw for line in jobs.tail(job.id, 3)
     ]
+
+
+def test_lines_appended_together_are_exported_in_records_of_a_limited_size(
+    jobs, other, monkeypatch
+):
+    """Long lines that one call appends are no record that an import refuses."""
+    monkeypatch.setattr(export, "MOST_RECORD_BYTES", 70_000)
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    jobs.append_log(job.id, *("x" * 20_000 for _ in range(10)))
+    jobs.append_log(job.id, *("\xff" for _ in range(70_000)), "")
+    jobs.finish_job(job.id, 0)
+
+    copied(jobs, other)
+
+    assert same(jobs, other, job)
 
 
 def test_export_holds_no_value_of_an_environment_unless_asked(jobs, other):
