@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 #: The most levels of nesting that are accepted. Log lines have a few; JSON libraries fail
@@ -41,6 +42,24 @@ def object_in(text: str) -> dict[str, Any] | None:
     return found
 
 
+_TEXT = r'"[^"\\\x00-\x1f]*"'
+_VALUE = rf"(?:{_TEXT}|true|false|null|0|-?[1-9][0-9]{{0,30}})"
+#: Objects that parsing and writing leaves as they are, if their keys differ: without nesting,
+#: escapes or fractions, with the spaces that `json.dumps` writes.
+_AS_WRITTEN = re.compile(rf"\{{{_TEXT}: {_VALUE}(?:, {_TEXT}: {_VALUE})*\}}")
+
+
+def object_json(text: str) -> str | None:
+    """Return the object of `object_in` as JSON, as `json.dumps` writes it without escapes."""
+    if _AS_WRITTEN.fullmatch(text):  # twice as fast as parsing and writing it
+        parts = text.split('"')  # in turn what is between texts, and texts
+        keys = [one for one, after in zip(parts[1::2], parts[2::2], strict=True) if after[0] == ":"]
+        if len(set(keys)) == len(keys):
+            return text
+    found = object_in(text)
+    return None if found is None else ENCODER.encode(found)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -61,6 +80,10 @@ def _refuse(word: str) -> Any:
 
 #: Stricter than json.loads, which accepts NaN and 1e999, and of two equal keys keeps the last.
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse)
+
+
+#: One encoder for all lines. `json.dumps` would create one per line, a sixth of the time.
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def is_deep(value: Any) -> bool:

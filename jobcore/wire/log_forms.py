@@ -11,12 +11,10 @@ from datetime import datetime
 from jobcore.clock import iso_utc, to_datetime
 from jobcore.log_lines import LineGroup, taken_in_groups
 from jobcore.models import LogLine, line_object
-from jobcore.structured_lines import BEGINNINGS, object_in
+from jobcore.structured_lines import BEGINNINGS, ENCODER, object_json
 from jobcore.wire.accept import EVENT_STREAM, TEXT
 
-#: One encoder for all lines. `json.dumps` would create one per line, a sixth of the time.
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
-#: What it uses for texts.
+#: What `ENCODER` uses for texts.
 _QUOTED = json.encoder.encode_basestring
 
 
@@ -191,7 +189,7 @@ class NdjsonForm(Form):
         timestamp = line.timestamp
         if timestamp != self._stamped[0]:  # all lines of a frame have the same timestamp
             self._stamped = (timestamp, iso_utc(timestamp))
-        return _ENCODER.encode(line_object(line, self._stamped[1])).encode("utf-8")
+        return ENCODER.encode(line_object(line, self._stamped[1])).encode("utf-8")
 
 
 class EventForm(NdjsonForm):
@@ -217,8 +215,8 @@ class EventForm(NdjsonForm):
 
 def _fields_of(text: str) -> str:
     """Return the member `fields` for a message that is a JSON object; "" for others."""
-    fields = object_in(text)
-    return "" if fields is None else f', "fields": {_ENCODER.encode(fields)}'
+    fields = object_json(text)
+    return "" if fields is None else f', "fields": {fields}'
 
 
 def form_of(media_type: str) -> Form:

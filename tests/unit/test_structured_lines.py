@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobcore import LogLine, wire
-from jobcore.structured_lines import DEEPEST, object_in
+from jobcore.structured_lines import DEEPEST, object_in, object_json
 
 TIME = 1_700_000_000_123_456_789
 
@@ -162,3 +162,40 @@ def test_no_bytes_make_it_raise(raw):
     assert form.get("fields") == line(raw).fields
     if "fields" in form:
         assert form["fields"] == json.loads(form["message"])
+
+
+#: What JSON is made of, and what is nearly JSON.
+PARTS = st.sampled_from(
+    [
+        '"a"', '"b"', '"é\u2028"', '"\x7f"', '"\t"', '"a: "', '"a, "', '""', '"\\n"', '"\\ud800"',
+        '"', "{", "}", "{}", "[", "]", ": ", ":", ", ", ",", " ", "\r", "\x00", "\\",
+        "0", "-0", "-1", "01", "17", "1.5", "1e3", "9" * 40, "9" * 5000,
+        "true", "false", "null", "NaN",
+    ]
+)  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("é")
+)
+OBJECTS = st.one_of(
+    st.dictionaries(st.text(max_size=3), VALUES).map(json.dumps),
+    st.dictionaries(st.sampled_from("abcd"), VALUES).map(
+        lambda one: json.dumps(one, ensure_ascii=False)
+    ),
+    st.lists(st.tuples(st.sampled_from(['"a"', '"b"', '"c"', '"é"']), PARTS), max_size=4).map(
+        lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+    ),
+)
+
+
+@given(st.one_of(OBJECTS, st.lists(PARTS, max_size=12).map("".join)))
+@example('{"a": 1, "a": 1}')
+@example('{"a": "b", "b": "a"}')
+@example('{"a": -0}')
+@example('{"a": 1}\n')
+@example('{"a": ' + "9" * 31 + "}")
+def test_object_is_written_as_json_dumps_writes_it(text):
+    """Whether it is copied or written again, the JSON of an object is the same."""
+    fields = object_in(text)
+    expected = None if fields is None else json.dumps(fields, ensure_ascii=False)
+
+    assert object_json(text) == expected
