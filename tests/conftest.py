@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 import jobcore
 from jobcore import JobManager, tuning
 from jobcore.engine.launcher import ProcessLauncher
+from jobcore.operations import staging, submission
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 from tests import opens
@@ -165,6 +166,14 @@ def jobs(database, clock):
 
 
 @pytest.fixture
+def small_batches(monkeypatch):
+    """Have more than 20 jobs of a call be written in steps, not more than a thousand."""
+    monkeypatch.setattr(submission, "STAGED_FROM", 20)
+    monkeypatch.setattr(staging, "STAGED_AT_ONCE", 10)
+    return 20
+
+
+@pytest.fixture
 def quick_failures(monkeypatch):
     """Have what fails be tried again at once, and be persistent after a moment, not ten seconds."""
     monkeypatch.setattr(tuning, "FIRST_PAUSE", 0.01)
@@ -258,7 +267,7 @@ def running_jobs(database, nursery):
         connection = sqlite3.connect(database)
         cookies = [cookie for (cookie,) in connection.execute("SELECT cookie FROM job") if cookie]
         connection.close()
-    for cookie in cookies:
-        until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
+    if cookies:
+        until(lambda: not carrying(*cookies), "the end of all processes of its jobs")
     until(lambda: not own_threads(), "the end of all threads")
     assert left_open(before) == {}

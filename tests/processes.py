@@ -41,7 +41,9 @@ def until(condition, what="the condition", patience=PATIENCE):
         if now > deadline:
             raise AssertionError(f"{what} did not come true within {patience} s")
         # A look through all processes takes milliseconds: what is awaited needs the core, too.
-        time.sleep(max(0.002, 2 * (now - begun)))
+        # What has not come for a second need not be seen within milliseconds.
+        waited = now - (deadline - patience)
+        time.sleep(max(0.002, 2 * (now - begun), min(waited / 20, 0.1)))
         begun = time.monotonic()
     return answer
 

@@ -25,7 +25,6 @@ from jobcore import (
 from jobcore.lifecycle import Ending
 from jobcore.storage import settlement, transitions
 from jobcore.testing.parts import parts
-from jobcore.tuning import STAGED_FROM
 from tests.faults.hosts import host
 from tests.jobfiles import damage, sql
 from tests.processes import until
@@ -317,7 +316,8 @@ def test_key_of_another_job_stands_for_that_job(jobs):
     assert fate(jobs, job) == READY
 
 
-@pytest.mark.parametrize("count", [1, STAGED_FROM + 1])
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("count", [1, 21])
 def test_call_whose_keys_are_all_held_creates_nothing(jobs, count):
     """A call with dependencies can be repeated as any other."""
     first = jobs.submit(["true"])
@@ -332,23 +332,23 @@ def test_call_whose_keys_are_all_held_creates_nothing(jobs, count):
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_jobs_of_a_large_call_wait_as_those_of_a_small_one(jobs, code):
+def test_jobs_of_a_large_call_wait_as_those_of_a_small_one(jobs, code, small_batches):
     """Written in steps, they are decided when they are published, or later."""
     ended, running = (jobs.create_job("TASK") for _ in range(2))
     holder = jobs.submit(["true"], key="k")
     end(jobs, ended, code)
     made = jobs.submit_many(
         [
-            *[Submission(["true"], ref=str(n), after=[running.id]) for n in range(STAGED_FROM)],
+            *[Submission(["true"], ref=str(n), after=[running.id]) for n in range(small_batches)],
             Submission(["true"], key="k", ref="keyed"),
             Submission(["true"], after=["keyed"]),
             Submission(["true"], after=[ended.id], ref="decided"),
             Submission(["true"], after=["decided"], run_if="ended"),
-            Submission(["true"], after=["0", str(STAGED_FROM - 1)]),
+            Submission(["true"], after=["0", str(small_batches - 1)]),
         ]
     )
     some = made[0]
-    keyed, of_keyed, of_ended, of_that, of_two = made[STAGED_FROM:]
+    keyed, of_keyed, of_ended, of_that, of_two = made[small_batches:]
     assert keyed.id == holder.id
     assert fate(jobs, of_ended) == (READY if code == 0 else UPSTREAM)
     assert (of_ended.status, of_ended.reason) == (READY if code == 0 else UPSTREAM)
@@ -359,7 +359,7 @@ def test_jobs_of_a_large_call_wait_as_those_of_a_small_one(jobs, code):
     assert fate(jobs, some) == fate(jobs, of_two) == (Status.QUEUED, "dependencies")
     end(jobs, running)
     assert fate(jobs, some) == READY
-    for one in (made[0], made[STAGED_FROM - 1]):
+    for one in (made[0], made[small_batches - 1]):
         end(jobs, one)
 
     assert fate(jobs, of_two) == READY

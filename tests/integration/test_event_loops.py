@@ -31,8 +31,8 @@ from jobcore import (
 from jobcore.embedding import worker
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.recovery import Recovery
+from jobcore.operations import events as feed
 from jobcore.operations import waiting_async
-from jobcore.operations.events import PAGE
 from jobcore.storage.database import Database
 from jobcore.supervisor import job_directory
 from jobcore.testing.parts import parts
@@ -188,13 +188,14 @@ async def test_events_come_as_from_the_blocking_form(jobs):
     assert [event.id async for event in jobs.events_async("now", follow=True, timeout=0)] == []
 
 
-async def test_a_time_out_ends_a_search_for_rare_events(jobs):
+async def test_a_time_out_ends_a_search_for_rare_events(jobs, monkeypatch):
     """It counts while a reader catches up, too: after the first page the time is over."""
-    await make(jobs.submit_many, [["true"]] * (PAGE + 1))
+    monkeypatch.setattr(feed, "PAGE", 20)
+    await make(jobs.submit_many, [["true"]] * 21)
     blocking, awaited = jobs.events(type="B", timeout=-1), jobs.events_async(type="B", timeout=-1)
 
     assert list(blocking) == [event async for event in awaited] == []
-    assert (blocking.after, awaited.after) == (PAGE, PAGE)
+    assert (blocking.after, awaited.after) == (20, 20)
 
 
 async def test_event_reader_sees_each_commit(jobs):

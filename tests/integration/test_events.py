@@ -22,14 +22,22 @@ from jobcore import (
     Trigger,
     WorkspaceNotFound,
 )
-from jobcore.operations.events import PAGE
+from jobcore.operations import events as feed
 from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, in_child, until
 from tests.programs import KILLS_ITSELF
 from tests.tasks import task
 
+#: Events that are read at once in these tests; otherwise 500.
+PAGE = 20
+
 WALL = "2023-11-14T22:13:20.000000Z"  # of the clock that stands still
+
+
+@pytest.fixture(autouse=True)
+def _short_pages(monkeypatch):
+    monkeypatch.setattr(feed, "PAGE", PAGE)
 
 
 def ids(events):

@@ -15,7 +15,6 @@ from jobcore import (
     function_command,
 )
 from jobcore.testing.parts import parts
-from jobcore.tuning import STAGED_FROM
 from tests.faults.hosts import host
 from tests.processes import at_once, in_child
 from tests.tasks import end
@@ -192,7 +191,8 @@ def test_repeated_after_kills_leaves_one_job_for_each_key(database):
     assert len(keys) == len(set(keys)) == 240
 
 
-@pytest.mark.parametrize("count", [3, STAGED_FROM + 3])
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("count", [3, 23])
 def test_submit_many_with_keys(jobs, count):
     """Jobs whose keys others hold are returned in their place; the rest is created."""
     first = jobs.submit(["true"], key="k1")
@@ -211,7 +211,8 @@ def test_submit_many_with_keys(jobs, count):
     assert jobs.count_jobs()["QUEUED"] == count
 
 
-@pytest.mark.parametrize("count", [3, STAGED_FROM + 3])
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("count", [3, 23])
 def test_submit_many_can_raise(jobs, count):
     """One conflict, and none is created."""
     first = jobs.submit(["true"], key="k2")
@@ -226,11 +227,11 @@ def test_submit_many_can_raise(jobs, count):
     jobs.submit(["true"], key="k1", on_conflict="raise")
 
 
-def test_batch_takes_over_keys_whose_time_is_over(jobs, clock):
+def test_batch_takes_over_keys_whose_time_is_over(jobs, clock, small_batches):
     """A staged batch releases the keys of final jobs, as a single job does."""
     first = end(jobs, jobs.submit(["true"], key="k1", unique_for=10))
     clock.advance(20)
-    made = jobs.submit_many([Submission(["true"], key=f"k{n}") for n in range(STAGED_FROM + 1)])
+    made = jobs.submit_many([Submission(["true"], key=f"k{n}") for n in range(small_batches + 1)])
 
     assert made[1].id != first.id
 
@@ -301,13 +302,13 @@ def test_queue_fields_of_a_job_are_shown(jobs):
     assert jobs.get_job(made.id).duration == 0.0
 
 
-def test_keys_of_jobs_that_wait_for_others(jobs):
+def test_keys_of_jobs_that_wait_for_others(jobs, small_batches):
     """A job that is returned in place of another is what the others then wait for."""
     held = jobs.submit(["true"], key="a")
     first = jobs.submit(["true"], after=[held.id], key="b")
     assert jobs.submit(["true"], after=[held.id], key="b").id == first.id
 
-    for count in (0, STAGED_FROM):
+    for count in (0, small_batches):
         made = jobs.submit_many(
             [
                 Submission(["true"], key="a", ref="up"),

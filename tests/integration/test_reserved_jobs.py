@@ -57,7 +57,8 @@ def test_reserved_job_is_started_by_its_process_alone(database):
         assert [entry.trigger for entry in jobs.history(mine.id)] == ["create", "start", "finish"]
 
 
-@pytest.mark.parametrize("count", [3, 1001])
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("count", [3, 21])
 def test_many_reserved_jobs_are_started_by_their_process_alone(database, count):
     """However they are written: together, or in steps."""
     with JobManager(database, slots=0) as jobs:
