@@ -106,11 +106,9 @@ from jobcore.operations.lookup import (
 )
 from jobcore.operations.pipelines import PipelineOperations
 from jobcore.operations.submission import JobCreator
-from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.task_operations import TaskOperations
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
-from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import job_rows, queue, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
@@ -270,6 +268,8 @@ class JobManager:
         from jobcore.engine.expiry import Expiry  # noqa: PLC0415
         from jobcore.engine.retention import RetentionChore  # noqa: PLC0415
         from jobcore.operations.staging import BatchCreator  # noqa: PLC0415
+        from jobcore.operations.subscriptions import Notifier  # noqa: PLC0415
+        from jobcore.operations.waiting_async import AsyncWaiter  # noqa: PLC0415
 
         self._listings = Listings(self._database, self._clock)
         self._event_reader = EventReader(self._database, self._listings.leave_out("event"))

@@ -20,7 +20,6 @@ from jobcore.operations.arguments import (
 )
 from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
 from jobcore.operations.task_operations import TaskOperations
-from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import result_file
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from jobcore.operations.task_output import TaskWriter
+    from jobcore.operations.waiting_async import AsyncWaiter
 
 Answer = TypeVar("Answer")
 
