@@ -28,15 +28,16 @@ def main() -> None:
                 raise ModuleNotFoundError(name=package)
         from jobcore.cli import output, suspension  # noqa: PLC0415 - they need the extra `cli`
         from jobcore.cli.app import app  # noqa: PLC0415 - the same
+
+        suspension.guard()
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]
         if package not in ("typer", "rich", "click"):
             raise
         sys.stderr.write(f"jobcore: the command line needs {package}: pip install typer rich\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:  # during the imports
+    except KeyboardInterrupt:  # mostly during the imports
         raise SystemExit(130) from None
-    suspension.guard()
     output.replace_what_cannot_be_shown()
     app(prog_name="jobcore")
 

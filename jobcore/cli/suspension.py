@@ -18,15 +18,16 @@ def guard() -> None:
     """
     Let SIGTSTP stop this process only between transactions.
 
-    Call it once, before the first thread is started, because threads inherit the blocked signal.
+    Call it once, before the first thread is started, because threads inherit the blocked signals.
     """
-    if signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN:
-        return  # where there is no job control
     # The thread takes no other signal from those that handle it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ignored = signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN
     try:
+        if ignored or signal.SIGTSTP in mask:
+            return  # where there is no job control
         threading.Thread(target=_serve, name="jobcore-suspension", daemon=True).start()
-        mask |= {signal.SIGTSTP}
+        mask |= {signal.SIGTSTP, signal.SIGCONT}
     except RuntimeError:
         pass  # the system allows no thread: keep the default action
     finally:
@@ -41,6 +42,10 @@ def _serve() -> None:
 
 def _stop() -> None:
     """Stop this process; return once it has been continued."""
+    # A SIGTSTP discards a pending SIGCONT, so a pending one came later. It continues a stopped
+    # process although it is blocked, but it would not continue one that stops after it.
+    if signal.SIGCONT in signal.sigpending():
+        return
     # Not by SIGSTOP: the kernel ignores a SIGTSTP where no shell could continue the process.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     signal.raise_signal(signal.SIGTSTP)

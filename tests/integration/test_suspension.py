@@ -10,15 +10,17 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 from functools import partial
 
 import pytest
 
 from jobcore import JobManager, Status
+from jobcore.cli import suspension
 from jobcore.embedding import failpoints
 from tests.integration.test_cli_usage import environment
 from tests.integration.verbs_harness import call_all
-from tests.processes import PATIENCE, forked, open_gate, state, until
+from tests.processes import PATIENCE, forked, in_child, open_gate, state, until
 
 #: Seconds within which another process has to get the write lock.
 SOON = 5.0
@@ -37,6 +39,29 @@ def call_and_suspend(words):
 
     failpoints.arm(suspend)
     call_all([words])
+
+
+def call_suspend_and_continue(words):
+    """Run a command that gets SIGTSTP and then SIGCONT in the middle of its first write."""
+    os.setpgid(0, 0)
+
+    def send_both(point, _host):
+        if point == failpoints.WRITE_BEGUN:
+            failpoints.disarm(send_both)
+            os.kill(os.getpid(), signal.SIGTSTP)
+            until(lambda: signal.SIGTSTP not in signal.sigpending(), "the thread that waits for it")
+            os.kill(os.getpid(), signal.SIGCONT)
+
+    failpoints.arm(send_both)
+    call_all([words])
+
+
+def guard_with_sigtstp_blocked():
+    """Guard a process whose parent has blocked SIGTSTP."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    suspension.guard()
+    assert threading.active_count() == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGTSTP}
 
 
 def call_from_a_shell(words, told):
@@ -82,6 +107,25 @@ def test_ctrl_z_during_a_write_stops_after_it(database, jobs, gate, verb):
     assert command.wait(PATIENCE) == 0
     jobs.cancel_job(made.id)
     assert len(jobs.list_jobs(status=Status.COMPLETE)) == 1
+
+
+def test_sigcont_during_a_write_takes_back_an_earlier_ctrl_z(database, jobs):
+    """A process that was continued before it could stop does not stop at all."""
+    command = forked(
+        partial(call_suspend_and_continue, ["run", "--", "true"]),
+        environment(database),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    assert command.wait(PATIENCE) == 0
+    assert [job.status for job in jobs.list_jobs()] == [Status.COMPLETE]
+
+
+def test_blocked_sigtstp_stays_blocked():
+    """A parent that blocks Ctrl-Z wants no job control."""
+    in_child(guard_with_sigtstp_blocked)
 
 
 def test_ctrl_z_at_any_moment_lets_others_write(database, jobs, tmp_path):
