@@ -238,18 +238,25 @@ class Writer:
             calls.append(call)
         return calls
 
-    def _commit(self, changes: list[Change[Any]]) -> None:
-        """Make and commit changes in one transaction, and wake their callers."""
+    def _commit(self, changes: list[Change[Any]], *, alone: bool = False) -> None:
+        """
+        Make and commit changes in one transaction, and wake their callers.
+
+        Args:
+            alone: Take no further changes into the transaction, because an attempt has failed.
+        """
         begun = self._begin(changes)
         if not begun:
             return
+        if not alone and any(change.durable for change in begun):
+            begun += self._latecomers(TOGETHER - len(begun))
         taken = time.monotonic()
         if len(begun) == 1:
             self._make_alone(begun[0])
         elif not self._make_together(begun):
             for change in begun:
                 if not change.done:
-                    self._commit([change])
+                    self._commit([change], alone=True)
             return
         self._ended = time.monotonic()
         self._pause_due = min(self._pause_due + (self._ended - taken) * REST_PART, REST_MOST)
@@ -285,6 +292,22 @@ class Writer:
             pause = min(pause * 2, TRY_LONGEST)
         return []
 
+    def _latecomers(self, most: int) -> list[Change[Any]]:
+        """
+        Return the changes that came during the rest and the begin of a durable transaction.
+
+        One commit for all of them costs less than one for each half of the callers in turn.
+        """
+        found: list[Change[Any]] = []
+        while len(found) < most and (call := self._worker.take(0)) is not None:
+            if not isinstance(call, Change):
+                self._worker.give_back(call)  # it is made between two transactions
+                break
+            self._taken.append(call)
+            if call.begin():
+                found.append(call)
+        return found
+
     def _rest(self) -> None:
         """Leave the lock free for other processes, less the time it has been free already."""
         self._pause_due = max(self._pause_due - (time.monotonic() - self._ended), 0.0)
@@ -296,7 +319,7 @@ class Writer:
         """Fail a single change; retry several changes one by one, so that each gets its error."""
         if len(changes) > 1:
             for change in changes:
-                self._commit([change])
+                self._commit([change], alone=True)
         elif changes[0].begin():
             changes[0].fail(error)
 

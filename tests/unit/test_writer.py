@@ -15,6 +15,7 @@ from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreErro
 from jobcore.embedding import failpoints, telemetry
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.database import Database
+from jobcore.storage.statement import driver_of
 from jobcore.storage.writer import Observer
 from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, until
@@ -102,6 +103,48 @@ def test_changes_that_wait_together_are_one_transaction(opened, together):
     assert outcomes == [0, 1, 2, 3, 4]
     assert commits == 1
     assert notes(opened) == {"0", "1", "2", "3", "4"}
+
+
+@pytest.fixture
+def while_it_begins(opened):
+    """Return a function that commits a row, and calls another one in a thread meanwhile."""
+    begun, threads = [], []
+
+    def write(call):
+        def begin(point, host):
+            if point == failpoints.WRITE_BEGUN and host is opened:
+                begun.append(point)
+                if not threads:
+                    threads.append(threading.Thread(target=call))
+                    threads[0].start()
+                    until(lambda: opened._writer._worker._queue.qsize() == 1, "the hand-over")
+
+        failpoints.arm(begin)
+        try:
+            note(opened, "first")
+            threads[0].join(PATIENCE)
+        finally:
+            failpoints.disarm(begin)
+        return len(begun)
+
+    return write
+
+
+def test_change_that_comes_while_a_transaction_begins_joins_it(opened, while_it_begins):
+    assert while_it_begins(lambda: note(opened, "late")) == 1
+    assert notes(opened) == {"first", "late"}
+
+
+def test_call_that_comes_while_a_transaction_begins_is_made_after_it(opened, while_it_begins):
+    """It may close the connection."""
+    inside = []
+
+    def look():
+        inside.append(driver_of(opened._writer._connection).in_transaction)
+
+    while_it_begins(lambda: opened._writer.between(look, patience=PATIENCE))
+
+    assert inside == [False]
 
 
 def test_change_that_fails_is_rolled_back_alone(opened, together):
