@@ -35,6 +35,10 @@ REST_PART = 0.25
 #: Shortest and longest rest, in seconds. Shorter rests do not pay: a sleep costs 0.1 ms, and
 #: another process that retries every few milliseconds would miss the gap.
 REST_LEAST, REST_MOST = 0.002, 0.01
+#: After a transaction of this many changes, the writer expects as many again, and waits for them
+#: up to this many seconds. Otherwise the first caller to come back gets a commit of its own, in
+#: which the others wait.
+MANY, COME_BACK = 3, 0.001
 T = TypeVar("T")
 
 
@@ -134,6 +138,7 @@ class Writer:
         self._observer: Observer = NO_OBSERVER
         self._taken: list[Call[Any]] = []  # from the queue, for the current round
         self._pause_due = 0.0  # seconds of rest that are due
+        self._together = 0  # changes in the last transaction
         self._ended = 0.0  # monotonic time at which the last transaction ended
 
     # --- for callers ------------------------------------------------------------------
@@ -203,6 +208,7 @@ class Writer:
         with telemetry.Collected(self._target.late_events):
             try:
                 self._waiting(0)
+                self._expect_callers()
                 changes = self._sorted(list(self._taken))
                 if changes:
                     self._commit(changes)
@@ -211,6 +217,13 @@ class Writer:
                 self._worker.fail_all(self._taken, error)
             self._taken = []
             self._target.on_idle()
+
+    def _expect_callers(self) -> None:
+        """Wait a moment for callers whose last changes were committed together."""
+        until = time.monotonic() + COME_BACK
+        while MANY <= self._together > len(self._taken):
+            if not self._waiting(until - time.monotonic()):
+                return
 
     def _sorted(self, calls: list[Call[Any]]) -> list[Change[Any]]:
         """Return the calls that are changes, and make the other calls at once."""
@@ -258,6 +271,7 @@ class Writer:
                 if not change.done:
                     self._commit([change], alone=True)
             return
+        self._together = len(begun)
         self._ended = time.monotonic()
         self._pause_due = min(self._pause_due + (self._ended - taken) * REST_PART, REST_MOST)
         self._target.after_commits()

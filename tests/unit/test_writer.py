@@ -13,6 +13,7 @@ import pytest
 
 from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreError
 from jobcore.embedding import failpoints, telemetry
+from jobcore.storage import writer
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.database import Database
 from jobcore.storage.statement import driver_of
@@ -103,6 +104,31 @@ def test_changes_that_wait_together_are_one_transaction(opened, together):
     assert outcomes == [0, 1, 2, 3, 4]
     assert commits == 1
     assert notes(opened) == {"0", "1", "2", "3", "4"}
+
+
+def test_callers_that_come_back_one_by_one_share_a_commit(opened, together, monkeypatch):
+    """Their last changes were one transaction, so the writer waits a moment for all of them."""
+    together(*map(inserts, "abc"))
+    monkeypatch.setattr(writer, "COME_BACK", PATIENCE)
+    commits, threads = [], []
+
+    def count(point, host):
+        if point == failpoints.WRITE_BEGUN and host is opened:
+            commits.append(point)
+
+    failpoints.arm(count)
+    try:
+        for text in "def":
+            threads.append(threading.Thread(target=note, args=(opened, text)))
+            threads[-1].start()
+            until(opened._writer._worker._queue.empty, "the writer to take it")
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        failpoints.disarm(count)
+
+    assert len(commits) == 1
+    assert notes(opened) == set("abcdef")
 
 
 @pytest.fixture
