@@ -15,11 +15,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from jobcore import errors
+from jobcore.cli import suspension
 from jobcore.clock import iso_utc
 from jobcore.lifecycle import Status
 
@@ -476,7 +479,7 @@ def _seconds(job: Job) -> str | None:
 
 class Screen:
     """
-    Uses the whole terminal; the previous content is restored at the end.
+    Uses the whole terminal; the previous content is restored at the end, and during Ctrl-Z.
 
     Attributes:
         lines: The number of jobs that fit.
@@ -493,6 +496,7 @@ class Screen:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._turn = threading.Lock()
 
     @property
     def lines(self) -> int:
@@ -502,11 +506,21 @@ class Screen:
     def __enter__(self) -> Self:
         """Switch to the terminal's alternate screen."""
         self._live.start()
+        suspension.around.append(self._hidden)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restore the terminal's previous content."""
-        self._live.stop()
+        with self._turn:
+            suspension.around.remove(self._hidden)
+            self._live.stop()
+
+    @contextmanager
+    def _hidden(self) -> Iterator[None]:
+        with self._turn:
+            self._live.stop()
+            yield
+            self._live.start(refresh=True)
 
     @property
     def width(self) -> int:
@@ -517,7 +531,8 @@ class Screen:
         """Show a line and a table."""
         from rich.console import Group  # noqa: PLC0415 - not needed for pipes
 
-        self._live.update(Group(summary, "", table), refresh=True)
+        with self._turn:
+            self._live.update(Group(summary, "", table), refresh=True)
 
 
 def replace_what_cannot_be_shown() -> None:

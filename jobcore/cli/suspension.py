@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 
 from jobcore.embedding.locks import GATE
+
+#: Return context managers in which the process is stopped, such as one that hides a screen.
+around: list[Callable[[], AbstractContextManager[None]]] = []
 
 
 def guard() -> None:
@@ -42,11 +47,14 @@ def _serve() -> None:
 
 def _stop() -> None:
     """Stop this process; return once it has been continued."""
-    # A SIGTSTP discards a pending SIGCONT, so a pending one came later. It continues a stopped
-    # process although it is blocked, but it would not continue one that stops after it.
-    if signal.SIGCONT in signal.sigpending():
-        return
-    # Not by SIGSTOP: the kernel ignores a SIGTSTP where no shell could continue the process.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
-    signal.raise_signal(signal.SIGTSTP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    with ExitStack() as stack:
+        for one in around:
+            stack.enter_context(one())
+        # A SIGTSTP discards a pending SIGCONT, so a pending one came later. It continues a stopped
+        # process although it is blocked, but it would not continue one that stops after it.
+        if signal.SIGCONT in signal.sigpending():
+            return
+        # Not by SIGSTOP: the kernel ignores a SIGTSTP where no shell could continue the process.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+        signal.raise_signal(signal.SIGTSTP)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})

@@ -12,6 +12,7 @@ import subprocess
 import termios
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -173,3 +174,37 @@ def test_ctrl_z_at_any_moment_lets_others_write(database, jobs, tmp_path):
     os.close(ours)
     assert shell.wait(PATIENCE) == 0
     assert len(jobs.list_jobs()) == ROUNDS + 1
+
+
+def test_ctrl_z_gives_the_terminal_back(database, jobs):
+    """While `watch` is stopped, the shell has its own screen with the cursor."""
+    jobs.submit(["true"], name="waiting")
+    ours, theirs = pty.openpty()
+    shell = forked(
+        partial(call_from_a_shell, ["watch"], Path(f"{database}.pid")),
+        environment(database, TERM="xterm", COLUMNS="80", LINES="24"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def read_until(end):
+        shown = b""
+        while end not in shown:
+            shown += os.read(ours, 4096)
+        return shown
+
+    read_until(b"waiting")
+    pid = int(Path(f"{database}.pid").read_text("ascii"))
+    for _ in range(2):
+        os.write(ours, b"\x1a")
+        assert b"\x1b[?1049l" in read_until(b"\x1b[?25h")  # the screen of before, the cursor
+        until(lambda: state(pid) == "T", "the stop of the command")
+        os.kill(pid, signal.SIGCONT)
+        assert b"\x1b[?1049h" in read_until(b"waiting")
+    os.write(ours, b"\x03")
+    read_until(b"\x1b[?1049l")
+
+    assert shell.wait(PATIENCE) == 0
+    os.close(ours)
