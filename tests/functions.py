@@ -1,21 +1,21 @@
-"""Functions: what the function jobs of these tests call, each named by what it does."""
+"""
+Functions: what the function jobs of these tests call, each named by what it does.
+
+Each call loads this module in an interpreter of its own: what few of them need, these import.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 import json
 import logging
-import logging.config
 import os
 import resource
 import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 
@@ -226,6 +226,8 @@ def _until_main_ends(tell):
 
 async def cleans_up_in_an_event_loop():
     """Wait in one, and say that its tasks were cancelled."""
+    import asyncio  # noqa: PLC0415
+
     try:
         print("ready", flush=True)
         await asyncio.sleep(60)
@@ -248,6 +250,9 @@ def forks_what_waits():
 
 def waits_in_a_pool():
     """Have a pool finish what it does when this is ended."""
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+    from multiprocessing import get_context  # noqa: PLC0415
+
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         future = pool.submit(time.sleep, 0)
         future.result()
@@ -322,6 +327,8 @@ def closes_all_descriptors():
 
 
 async def sleeps_a_little(value):
+    import asyncio  # noqa: PLC0415
+
     await asyncio.sleep(0)
     return [value, asyncio.get_running_loop().is_running()]
 
@@ -338,6 +345,8 @@ def leaves_text_unflushed():
 
 
 def prints_from_processes(workers, count):
+    from multiprocessing import get_context  # noqa: PLC0415
+
     context = get_context("fork")
     processes = [
         context.Process(target=_prints_objects, args=(one, count)) for one in range(workers)
@@ -381,6 +390,9 @@ def imports_jobcore():
 
 
 def uses_a_pool():
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+    from multiprocessing import get_context  # noqa: PLC0415
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(adds, 1, 2).result()
 
@@ -422,7 +434,9 @@ def configures_logging(how):
     elif how == "a level on the root":
         root.setLevel(logging.ERROR)
     elif how == "dictConfig":
-        logging.config.dictConfig(
+        from logging.config import dictConfig  # noqa: PLC0415
+
+        dictConfig(
             {
                 "version": 1,
                 "disable_existing_loggers": False,

@@ -988,6 +988,7 @@ def test_drain_waits_for_processes_up_to_its_patience(theatre):
     assert jobs.get_job(job.id).status is Status.STOPPED
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_drain_raises_if_no_supervisor_starts(theatre):
     """Where none can be started, nobody waits for the patience to be over."""
     scripted = theatre.scripted()
