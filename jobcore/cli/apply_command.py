@@ -53,22 +53,22 @@ def apply(
       jobcore apply pipelines.yml --prune
       jobcore apply --schema > pipelines.schema.json
     """  # noqa: D301
-    from jobcore import pipeline_file  # noqa: PLC0415 - not needed for --help
+    from jobcore import pipeline_file, pipeline_source  # noqa: PLC0415 - not needed for --help
 
     if schema:
         output.print_lines([json.dumps(pipeline_file.json_schema(), indent=2)])
         return
     if not files:
         raise CommandError("apply needs a file of pipelines: jobcore apply pipelines.yml")
-    sources = [pipeline_file.read(path) for path in files]
+    sources = [pipeline_source.read(path) for path in files]
     with ctx.obj.open(slots=0) as jobs:
         place = None if workspace is None else find_workspace(jobs, workspace).id
         try:
             changes = jobs.apply(
-                pipeline_file.merged(sources), workspace_id=place, prune=prune, dry_run=dry_run
+                pipeline_source.merged(sources), workspace_id=place, prune=prune, dry_run=dry_run
             )
         except PipelineFileError as error:
-            for line in pipeline_file.problem_lines(error, sources):
+            for line in pipeline_source.problem_lines(error, sources):
                 output.say(line)
             raise typer.Exit(2) from None
     if as_json:

@@ -8,7 +8,7 @@ import pytest
 
 from jobcore import Command, JobManager, PipelineFileError, Status, WorkspaceNotFound
 from jobcore.embedding import failpoints
-from jobcore.pipeline_file import read
+from jobcore.pipeline_source import read
 from jobcore.testing import crash
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, in_child

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from jobcore import CommandError, PipelineFileError, Retries, pipeline_file
+from jobcore import CommandError, PipelineFileError, Retries, pipeline_source
 from jobcore.operations.pipelines import FIELDS
-from jobcore.pipeline_file import Entry, json_schema, merged, parse, problem_lines, read
+from jobcore.pipeline_file import Entry, json_schema, parse
+from jobcore.pipeline_source import merged, problem_lines, read
 
 
 def problems(text, path="/srv/p.yml"):
@@ -199,7 +200,7 @@ def test_files_that_cannot_be_text_are_refused(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CommandError, match="is not UTF-8 text"):
         read(str(path))
-    monkeypatch.setattr(pipeline_file, "MOST_BYTES", 10)
+    monkeypatch.setattr(pipeline_source, "MOST_BYTES", 10)
     path.write_bytes(b"a: 34567890")
     with pytest.raises(CommandError, match="is larger than 10 bytes"):
         read(str(path))
