@@ -39,7 +39,8 @@ class Dependencies:
             for job in jobs
             if "after" in job
         }
-        self._refuse_cycles()
+        if self._after:
+            self._refuse_cycles()
 
     def __bool__(self) -> bool:
         """Tell whether any of the jobs waits for another."""

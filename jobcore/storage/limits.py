@@ -42,22 +42,26 @@ class Room:
 
     Args:
         left: The jobs that may still start, by scope and name.
+
+    Attributes:
+        limited: Whether any scope has a limit. If not, callers need not ask.
     """
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "limited")
 
     def __init__(self, left: dict[tuple[str, str], int]) -> None:
         self._left = left
+        self.limited = bool(left)
 
     def admits(self, kind: str, group: str | None) -> bool:
         """Tell whether one more job of this type and group may start."""
-        return not self._left or all(
+        return not self.limited or all(
             self._left.get(scope, 1) > 0 for scope in scopes_of(kind, group)
         )
 
     def take(self, kind: str, group: str | None) -> None:
         """Note that a job of this type and group starts."""
-        if self._left:
+        if self.limited:
             for scope in scopes_of(kind, group):
                 if scope in self._left:
                     self._left[scope] -= 1

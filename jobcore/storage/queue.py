@@ -214,7 +214,7 @@ class _Queue:
             grouped: Whether there are jobs of groups.
             due: Whether there are jobs that had to wait for their time.
         """
-        if not self._room.admits(self._kind, None):
+        if not self._admits(None):
             return
         ready = self._ready(None) if alone else iter(())
         for first in ready:
@@ -250,6 +250,8 @@ class _Queue:
         return statement(self._connection, **self._values, **values)
 
     def _admits(self, group: bytes | None) -> bool:
+        if not self._room.limited:
+            return True
         return self._room.admits(self._kind, None if group is None else as_text(group))
 
     def _candidate(self, priority: int, number: int, group: bytes | None) -> Candidate:
@@ -362,7 +364,9 @@ def _in_order(
     heapq.heapify(parts)  # no two of the jobs are equal
     while parts:
         first, following = parts[0]
-        if room.admits(first.type, first.group):  # else it has lost its room meanwhile
+        if not room.limited or room.admits(
+            first.type, first.group
+        ):  # else it has lost its room meanwhile
             yield first
         for after in following:
             heapq.heapreplace(parts, (after, following))
@@ -402,9 +406,12 @@ def claimable(
         order = _only(order, only, lambda: _of_numbers(connection, only, types, now, claimant))
     found: list[int] = []
     for one in order:
-        if one.number in without or not room.admits(one.type, one.group):
+        if one.number in without:
             continue
-        room.take(one.type, one.group)
+        if room.limited:
+            if not room.admits(one.type, one.group):
+                continue
+            room.take(one.type, one.group)
         found.append(one.number)
         if len(found) >= limit:
             break

@@ -92,7 +92,7 @@ class Reading:
                 connection = self._slot.connection
                 if connection is None:
                     raise StoreError("the connection was closed while it was being lent")
-                driver_of(connection).execute("BEGIN")
+                connection.cursor.execute("BEGIN")  # type: ignore[attr-defined]  # of `dialect`
         except BaseException as failure:  # noqa: BLE001 - raised on unchanged
             self._give_up()
             raise _first(failure, before)  # noqa: B904 - raised on unchanged
