@@ -167,6 +167,7 @@ class WatchedJob(Leases):
             next, and wait for ever.
         visited: When the job directory was last visited, by the monotonic clock.
         cost: Seconds that the last visit took.
+        offset: The bytes of output that were imported then; None: there was no visit.
         quiet: The number of visits since there was something new.
         copied_since: Since when it is known to be a job of another directory, or None.
         dead_since: Since when its supervisor is known to be dead, or None.
@@ -176,8 +177,8 @@ class WatchedJob(Leases):
     """
 
     __slots__ = (
-        "__weakref__", "copied_since", "cost", "dead_since", "last", "number", "quiet", "tail_read",
-        "unfinished", "visited",
+        "__weakref__", "copied_since", "cost", "dead_since", "last", "number", "offset", "quiet",
+        "tail_read", "unfinished", "visited",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -186,6 +187,7 @@ class WatchedJob(Leases):
         self.last = StoredRow()
         self.visited = 0.0
         self.cost = 0.0
+        self.offset: int | None = None
         self.quiet = 0
         self.copied_since: float | None = None
         self.dead_since: float | None = None
@@ -404,7 +406,9 @@ class Waiter:
         if cursor.shown is not None:
             self._note_unfinished(cursor, unfinished)
         fresh = run
-        if has_news:
+        # Leave the import to a manager that has imported since the last visit: it is busy with this
+        # job, and both would read the same.
+        if has_news and cursor.watched.offset in (None, run.spool_offset):
             kill = self._is_left(cursor)
             until = math.inf if cursor.shown is None else time.monotonic() + LOOK_AGAIN
             fresh = require(run, self._recovery.try_to_reconcile(run, kill=kill, until=until))
@@ -412,6 +416,7 @@ class Waiter:
                 cursor.watched.visited = time.monotonic() + BACK_OFF
             elif fresh.final:
                 self._recovery.decide()  # what waits for it, if there are thousands
+        cursor.watched.offset = fresh.spool_offset
         cursor.watched.cost = time.monotonic() - begun
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)

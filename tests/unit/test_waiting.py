@@ -13,7 +13,7 @@ from jobcore import DatabaseCorrupt, Status, tuning
 from jobcore.operations import waiting
 from jobcore.operations.waiting import Cursor, WatchedJob
 from jobcore.testing.parts import parts
-from tests.jobfiles import damage
+from tests.jobfiles import damage, stored_run
 from tests.tasks import task
 
 
@@ -110,7 +110,7 @@ def test_follower_looks_often_while_lines_come(jobs, scripted, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = scripted()
-    cursor = jobs._waiter.following(jobs._run(run.id), 0)
+    cursor = parts(jobs).waiter.following(stored_run(jobs, run), 0)
     watched = cursor.watched
     watched.visited = now[0]
 
@@ -129,14 +129,44 @@ def test_follower_looks_often_while_lines_come(jobs, scripted, monkeypatch):
 def test_follower_does_not_rest_beyond_its_next_look(jobs, scripted, monkeypatch):
     """A line that no commit announces is found at the next look, however quiet the file is."""
     run = scripted()
-    waiter = jobs._waiter
-    cursor = waiter.following(jobs._run(run.id), 0)._replace(pause=tuning.LOOK_LONGEST)
+    waiter = parts(jobs).waiter
+    cursor = waiter.following(stored_run(jobs, run), 0)._replace(pause=tuning.LOOK_LONGEST)
     cursor.watched.visited = time.monotonic()
     rests = []
     monkeypatch.setattr(
-        jobs._database, "wait_for_change", lambda _seen, seconds, _pause: rests.append(seconds)
+        parts(jobs).database,
+        "wait_for_change",
+        lambda _seen, seconds, _pause: rests.append(seconds),
     )
     waiter._rest(cursor, waiting.Deadline(None), lambda _run: None, object())
 
     assert len(rests) == 1
     assert rests[0] <= waiting.FOLLOW_PAUSE < tuning.LOOK_LONGEST
+
+
+def test_import_is_left_to_whoever_has_imported_since_the_last_visit(jobs, scripted, monkeypatch):
+    """Two that read the same job directory do not import the same output; if one stops, both do."""
+    run = scripted()
+    waiter, recovery = parts(jobs).waiter, parts(jobs).recovery
+    cursor, imported = waiter.waiting(stored_run(jobs, run)), []
+    reconcile = recovery.try_to_reconcile
+    monkeypatch.setattr(
+        recovery,
+        "try_to_reconcile",
+        lambda run, **options: imported.append(run.spool_offset) or reconcile(run, **options),
+    )
+
+    def visit(cursor):
+        waiter.refresh(cursor)
+        return waiter.visit(cursor.moved())
+
+    run.write(b"a\n")
+    cursor = visit(cursor)
+    run.write(b"b\n")
+    parts(jobs).importer.import_all(stored_run(jobs, run))
+    run.write(b"c\n")
+    cursor = visit(cursor)
+    assert (len(imported), cursor.run.next_sequence) == (1, 2)
+
+    cursor = visit(cursor)
+    assert (len(imported), cursor.run.next_sequence) == (2, 3)
