@@ -37,9 +37,12 @@ RULES = "tests/unit/test_schema_rules.py"
 SUPERVISOR = "tests/integration/test_supervisor.py"
 CHAINS = "tests/integration/test_chains.py"
 DEPENDENCIES = "tests/integration/test_dependencies.py"
+ENVIRONMENTS = "tests/integration/test_environments.py"
+EXPIRY = "tests/integration/test_expiry.py"
 GRAPHS = "tests/faults/test_graphs_killed.py"
 HOOKS = "tests/integration/test_hooks.py"
 KEYS = "tests/integration/test_keys.py"
+RETRIES = "tests/integration/test_retries.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
 TAIL = "tests/unit/test_unfinished_line.py"
@@ -489,6 +492,97 @@ MUTANTS = (
         "storage/settlement.py",
         "                retries=_HOOK_RETRIES,\n",
         "",
+        (HOOKS,),
+    ),
+    Mutant(
+        "a claim starts a job that waits for others",
+        "storage/transitions.py",
+        "        job.c.unmet == 0,\n",
+        "",
+        (DEPENDENCIES,),
+    ),
+    Mutant(
+        "a deleted job has ended as its dependents ask",
+        "storage/dependencies.py",
+        "        return outcome != DELETED\n",
+        "        return True\n",
+        (DEPENDENCIES,),
+    ),
+    Mutant(
+        "what waits for a cancelled dependent waits for ever",
+        "storage/settlement.py",
+        "                    todo.append(_outcome(cancelled, Reason.UPSTREAM))\n",
+        "                    pass\n",
+        (DEPENDENCIES,),
+    ),
+    Mutant(
+        "a job is tried once more than it may be",
+        "retries.py",
+        "    if attempt > retries.max or stop_requested:\n",
+        "    if attempt > retries.max + 1 or stop_requested:\n",
+        (RETRIES,),
+    ),
+    Mutant(
+        "a job that someone stops is retried",
+        "retries.py",
+        "    if attempt > retries.max or stop_requested:\n",
+        "    if attempt > retries.max:\n",
+        (RETRIES,),
+    ),
+    Mutant(
+        "a key is free as soon as its job has ended",
+        "storage/transitions.py",
+        "job.c.held_key), else_=null())\n",
+        "null()), else_=null())\n",
+        (KEYS,),
+    ),
+    Mutant(
+        "a retry leaves the key with the job that has ended",
+        "storage/job_rows.py",
+        '        keys.release(connection, values["retry_of"])\n',
+        "",
+        (KEYS,),
+    ),
+    Mutant(
+        "one job more than the limit may run",
+        "storage/limits.py",
+        "            self._left.get(scope, 1) > 0 for scope in scopes_of(kind, group)\n",
+        "            self._left.get(scope, 1) >= 0 for scope in scopes_of(kind, group)\n",
+        (LIMITS,),
+    ),
+    Mutant(
+        "a full limit stops the jobs that are due, but not those that are claimed",
+        "engine/dispatcher.py",
+        "        room = limits.room(connection)\n        for start in starts:\n",
+        "        room = Room({})\n        for start in starts:\n",
+        (LIMITS, "tests/faults/test_limits.py"),
+    ),
+    Mutant(
+        "an expired job starts",
+        "storage/transitions.py",
+        '        or_(job.c.expires.is_(None), job.c.expires > bindparam("now")),\n',
+        "",
+        (EXPIRY,),
+    ),
+    Mutant(
+        "hooks of a cancelled job run in the environment of the worker",
+        "storage/transitions.py",
+        "        environment=_ENVIRONMENT_AFTERWARDS,\n        held_key",
+        "        environment=null(),\n        held_key",
+        (ENVIRONMENTS,),
+    ),
+    Mutant(
+        "the environment of an ended job stays in the file",
+        "storage/settlement.py",
+        "        _release_environment(connection, final)\n        environments",
+        "        environments",
+        (ENVIRONMENTS,),
+    ),
+    Mutant(
+        "a deleted job has hooks",
+        "storage/settlement.py",
+        "    if row.deleted_at is not None:\n        return False\n    if row.type",
+        "    if row.type",
         (HOOKS,),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.integration.test_limits import most_running
+from tests.jobfiles import sql
 from tests.processes import until
 
 pytestmark = pytest.mark.usefixtures("warm_supervisors")
@@ -51,12 +53,31 @@ def is_over(jobs):
     return not counts[Status.QUEUED] and not counts[Status.RUNNING]
 
 
-def wrong_with_keys(found):
+def steps_of(database):
+    """Return the ids of the first and the last step of each job, and of its start, by number."""
+    rows = sql(
+        database,
+        "SELECT job, min(id), max(id), max(CASE WHEN trigger = 'start' THEN id END) "
+        "FROM transition GROUP BY job",
+    )
+    return {number: Steps(*ids) for number, *ids in map(tuple, rows)}
+
+
+class Steps(NamedTuple):
+    """The order of commits, which times need not show: a caller takes the time before it waits."""
+
+    create: int
+    end: int
+    start: int | None
+
+
+def wrong_with_keys(found, steps):
     """Yield each two jobs that held one key at one time."""
     for key in KEYS:
         holders = sorted((job for job in found if job.key == key), key=lambda job: job.number)
         for one, following in pairwise(holders):
-            if following.created < one.end_time:
+            # A retry takes the key in the transaction of the end.
+            if steps[following.number].create < steps[one.number].end:
                 yield f"{one.number} and {following.number} held the key {key} at one time"
 
 
@@ -68,7 +89,7 @@ def wrong_with_limits(database):
             yield f"{most} jobs of {group or 'the file'} ran at once"
 
 
-def wrong_with_dependencies(jobs, job):
+def wrong_with_dependencies(jobs, job, steps):
     """Yield why a job started too early, or though it should not have, or did not start."""
     upstream = jobs.list_upstream(job.id)
     failed = [one.status == Status.ERROR or one.reason == "timeout" for one in upstream]
@@ -76,8 +97,9 @@ def wrong_with_dependencies(jobs, job):
     met = {"complete": all(complete), "failed": all(failed), "ended": True, None: True}[job.run_if]
     if met == (job.reason == "upstream"):
         yield f"{job.number} is {job.status}, {job.reason}"
-    for one in upstream if job.start_time is not None else ():
-        if one.end_time > job.start_time:
+    start = steps[job.number].start
+    for one in upstream:
+        if start is not None and steps[one.number].end > start:
             yield f"{job.number} started before the end of {one.number}"
 
 
@@ -120,9 +142,10 @@ def test_queue_keeps_its_rules_whichever_hosts_are_killed(rounds, tmp_path):
             found = jobs.list_jobs(limit=5000)
             own = [job for job in found if job.hook_of is None]
             said = log.read_text().splitlines()
-            wrong = [*wrong_with_keys(own), *wrong_with_limits(database)]
+            steps = steps_of(database)
+            wrong = [*wrong_with_keys(own, steps), *wrong_with_limits(database)]
             for job in own:
-                wrong += wrong_with_dependencies(jobs, job)
+                wrong += wrong_with_dependencies(jobs, job, steps)
                 wrong += wrong_with_attempts(job, found, said)
             assert wrong == []
             assert {one.verdict for one in jobs.check()} <= {"ok", "note"}
