@@ -112,7 +112,7 @@ class ExecutorContract:
 
         assert isinstance(command, Command)
 
-    def test_it_is_quick(self, tmp_path: Path) -> None:
+    def test_it_returns_quickly(self, tmp_path: Path) -> None:
         """It is called in the thread that starts all jobs, so other jobs wait for it."""
         with self._manager(tmp_path) as jobs:
             job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
@@ -124,7 +124,7 @@ class ExecutorContract:
 
         assert min(took) < QUICK
 
-    def test_asked_twice_it_says_the_same(self, tmp_path: Path) -> None:
+    def test_it_returns_the_same_command_again(self, tmp_path: Path) -> None:
         """A start may be abandoned and prepared again, even by another executor of the class."""
         with self._manager(tmp_path) as jobs:
             job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
@@ -134,7 +134,7 @@ class ExecutorContract:
         assert first == second
         assert first == other
 
-    def test_it_changes_nothing(self, tmp_path: Path) -> None:
+    def test_it_has_no_side_effects(self, tmp_path: Path) -> None:
         """Returning a command has no side effects: process and job are unchanged."""
         with self._manager(tmp_path) as jobs:
             made = self.create_job(jobs)
@@ -146,7 +146,7 @@ class ExecutorContract:
             assert _facts() == before
             assert jobs.get_job(made.id) == made
 
-    def test_without_anything_to_run_it_says_so(self, tmp_path: Path) -> None:
+    def test_it_handles_an_empty_job(self, tmp_path: Path) -> None:
         """For such a job it raises CommandError with a text for the log, or returns a command."""
         with self._manager(tmp_path) as jobs:
             answer = _ask(self.make_executor(), _claimed(jobs, self.create_empty_job(jobs)))
@@ -186,7 +186,7 @@ class ExecutorContract:
                 jobs=jobs,
             )
 
-    def test_its_failure_is_one_jobs(self, tmp_path: Path) -> None:
+    def test_its_error_ends_only_one_job(self, tmp_path: Path) -> None:
         """If it raises, only that job ends in ERROR, with the reason in its log."""
         with self._manager(tmp_path, slots=1) as jobs:
             empty = self.create_empty_job(jobs)

@@ -32,7 +32,7 @@ PROGRESS = {"done": 1, "total": None, "message": None, "at": datetime.now(timezo
 WRITES = 6
 
 
-def keep_books(jobs, lines):
+def run_task(jobs, lines):
     """Do a task with so many lines, from its start to its end, and return its id."""
     job = jobs.create_job()
     jobs.start_job(job.id)
@@ -47,7 +47,7 @@ def be_child(jobs, seed):
     signal.alarm(int(PATIENCE))  # the parent's was not inherited
     chance = random.Random(seed)
     written = []
-    thread = threading.Thread(target=lambda: written.append(keep_books(jobs, chance.randint(0, 2))))
+    thread = threading.Thread(target=lambda: written.append(run_task(jobs, chance.randint(0, 2))))
     thread.start()
     written.append(str(jobs.submit(EXIT_0).id))
     thread.join(PATIENCE)
@@ -92,7 +92,7 @@ def fork_again_and_again(say, database, seeds):
 
     def work():
         while turns.acquire(timeout=PATIENCE) and not ending.is_set():
-            written.append(keep_books(jobs, 2))
+            written.append(run_task(jobs, 2))
             written.append(str(jobs.submit(EXIT_0).id))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -103,7 +103,7 @@ def fork_again_and_again(say, database, seeds):
         turns.release(WRITES)
         children = [Child(be_child, jobs, f"{seed} {number}") for number in range(CHILDREN - 1)]
         children.append(ProcessChild(jobs, seed))
-        written.append(keep_books(jobs, 1))
+        written.append(run_task(jobs, 1))
         for child in children:
             written.extend(child.result())
     ending.set()

@@ -53,7 +53,7 @@ def submit(jobs, known):
     known.append(jobs.submit(EXIT_0).id)
 
 
-def keep_books(jobs, known):
+def run_task(jobs, known):
     """Do a task itself, from its start to its end; no manager that runs jobs takes it."""
     job = jobs.create_job(type="OWN")
     known.append(job.id)
@@ -101,7 +101,7 @@ def open_another(jobs, known):
         known.append(other.create_job().id)
 
 
-CALLS = [create, submit, keep_books, stop, read, wait, delete, open_another]
+CALLS = [create, submit, run_task, stop, read, wait, delete, open_another]
 
 
 # --- interrupting them ------------------------------------------------------------
@@ -182,7 +182,7 @@ def in_thread(function, *arguments):
         pool.shutdown(wait=False)
 
 
-def storm(say, database, launcher, way, slots, seeds):
+def interrupt_calls(say, database, launcher, way, slots, seeds):
     """Interrupt call after call, and look each time at what is held; say what is known to exist."""
     alarm = Alarm()
     # As SIGINT, but for a timer.
@@ -252,7 +252,7 @@ def is_free(lock):
 def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nursery, way, slots):
     """After a Ctrl-C anywhere everybody can write at once, and what had returned is there."""
     seeds = [rounds.chance(number).random() for number in rounds._numbers()]
-    with host(storm, database, nursery.launcher(), way, slots, seeds) as process:
+    with host(interrupt_calls, database, nursery.launcher(), way, slots, seeds) as process:
         told = []
         while line := process.hear():
             told.append(line)

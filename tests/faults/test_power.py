@@ -33,7 +33,7 @@ STATES = list(itertools.product(SPOOL, IMPORTED, EXIT, RUN, BOOT, STOP))
 EXITED_3 = 3 << 8
 
 
-class Wreck:
+class CrashedJob:
     """A job whose host, supervisor and machine died, and what the disk has of it."""
 
     def __init__(self, jobs, database, state, chance):
@@ -131,17 +131,17 @@ def test_every_wreck_of_a_job_directory_resolves_to_what_is_known(jobs, database
     states = rounds.chance().sample(STATES, len(STATES))
     for chance in rounds:
         state = states[rounds.number % len(states)]
-        wreck = Wreck(jobs, database, state, chance)
-        job = jobs.get_job(wreck.script.id)
+        crashed = CrashedJob(jobs, database, state, chance)
+        job = jobs.get_job(crashed.script.id)
         found = log_of(jobs, job.id)
         of_command = [line for line in found if line[1] == "output"]
 
-        assert (job.status, job.exit_code, job.reason) == wreck.wanted, state
-        assert of_command == wreck.script.lines_written[: wreck.kept], state
+        assert (job.status, job.exit_code, job.reason) == crashed.wanted, state
+        assert of_command == crashed.script.lines_written[: crashed.kept], state
         # Nothing is renumbered: what is missing is there as lines of jobcore's own.
         assert [sequence for sequence, _, _ in found] == list(range(len(found))), state
-        assert len(found) == (6 if wreck.exit == "exit" else wreck.kept + 1), state
-        assert wreck.script.gone()
+        assert len(found) == (6 if crashed.exit == "exit" else crashed.kept + 1), state
+        assert crashed.script.gone()
     check(jobs)
 
 
@@ -190,7 +190,7 @@ def size_of_log(database):
     return os.stat(database + "-wal").st_size
 
 
-def keep_books(jobs, chance):
+def write_all_kinds(jobs, chance):
     """Do all that a host does without processes; yields after each commit."""
     pipeline = jobs.create_pipeline("nightly", ["true"], max_retries=1)
     yield
@@ -225,7 +225,8 @@ def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
         parts(jobs).database.checkpoint()
         states = [(0, contents(database))]
         states += [
-            (size_of_log(database), contents(database)) for _ in keep_books(jobs, rounds.chance())
+            (size_of_log(database), contents(database))
+            for _ in write_all_kinds(jobs, rounds.chance())
         ]
         disk = Disk(database, tmp_path / "disk")
     for chance in rounds:

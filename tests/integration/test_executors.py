@@ -151,18 +151,18 @@ def answers(answer):
     return Answers
 
 
-def says_its_turn(job):
+def returns_another_each_time(job):
     """Return another command each time."""
     return replace(job.command, env={"TURN": str(next(TURNS))})
 
 
-def leaves_its_mark(job):
+def changes_the_environment(job):
     """Change the environment of the process that asks."""
     os.environ["MARK"] = os.environ.get("MARK", "") + "!"
     return job.command
 
 
-def takes_its_time(job):
+def is_slow(job):
     """Make all other jobs wait."""
     time.sleep(0.01)
     return job.command
@@ -172,20 +172,20 @@ def takes_its_time(job):
     ("test", "make"),
     [
         ("test_it_returns_a_command", answers(lambda job: job.command.argv)),
-        ("test_it_is_quick", answers(takes_its_time)),
-        ("test_asked_twice_it_says_the_same", answers(says_its_turn)),
-        ("test_it_changes_nothing", answers(leaves_its_mark)),
-        ("test_without_anything_to_run_it_says_so", answers(lambda job: job.command)),
-        ("test_without_anything_to_run_it_says_so", answers(lambda job: job.command.argv)),
+        ("test_it_returns_quickly", answers(is_slow)),
+        ("test_it_returns_the_same_command_again", answers(returns_another_each_time)),
+        ("test_it_has_no_side_effects", answers(changes_the_environment)),
+        ("test_it_handles_an_empty_job", answers(lambda job: job.command)),
+        ("test_it_handles_an_empty_job", answers(lambda job: job.command.argv)),
         ("test_it_runs", answers(lambda _: Command(["echo", "extract"]))),
         ("test_it_is_stopped", answers(lambda _: Command(["true"]))),
         ("test_it_is_timed_out", answers(lambda _: Command(["true"]))),
-        ("test_its_failure_is_one_jobs", answers(lambda job: job.command or Command(["true"]))),
+        ("test_its_error_ends_only_one_job", answers(lambda job: job.command or Command(["true"]))),
         ("test_it_runs_a_retry", Remembers),
         ("test_it_runs_the_job_of_another_process", Remembers),
     ],
 )
-def test_the_contract_fails_who_breaks_it(tmp_path, monkeypatch, test, make):
+def test_contract_fails_for_an_executor_that_breaks_it(tmp_path, monkeypatch, test, make):
     """An executor that does not do what jobcore relies on does not pass."""
     monkeypatch.setenv("MARK", "")
     monkeypatch.setattr("jobcore.testing.executor_contract.QUICK", 0.005)

@@ -12,16 +12,16 @@ from jobcore.engine.queue_reader import QueueReader
 from jobcore.storage.limits import Room
 from jobcore.testing import Crashed, NeverEnds, Script, crash, drain, elapse
 from jobcore.testing.parts import parts
-from tests.integration.test_scripted import BEGIN, Theatre
+from tests.integration.test_scripted import BEGIN, ScriptedSetup
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, in_child, open_gate, until
 from tests.programs import EXIT_0, SLEEPS
 
 
 @pytest.fixture
-def theatre(database):
+def scripted_setup(database):
     """Return what makes managers whose jobs are scripts."""
-    made = Theatre(database)
+    made = ScriptedSetup(database)
     yield made
     made.close()
 
@@ -47,8 +47,8 @@ def starts(jobs):
     }
 
 
-def test_jobs_of_a_full_group_start_as_others_end(theatre):
-    jobs, _ = theatre.play(Script([10]), slots=3)
+def test_jobs_of_a_full_group_start_as_others_end(scripted_setup):
+    jobs, _ = scripted_setup.play(Script([10]), slots=3)
     jobs.set_limit("gpu", 1)
     for name in "abc":
         jobs.submit(["x"], name=name, group="gpu")
@@ -58,8 +58,8 @@ def test_jobs_of_a_full_group_start_as_others_end(theatre):
     assert starts(jobs) == {"a": 0, "b": 10, "c": 20, "other": 0}
 
 
-def test_jobs_of_higher_priority_start_first(theatre):
-    jobs, _ = theatre.play(Script([10]), slots=1)
+def test_jobs_of_higher_priority_start_first(scripted_setup):
+    jobs, _ = scripted_setup.play(Script([10]), slots=1)
     jobs.pause()
     for name, priority in [("low", -1), ("first", 0), ("second", 0), ("high", 5)]:
         jobs.submit(["x"], name=name, priority=priority)
@@ -71,9 +71,9 @@ def test_jobs_of_higher_priority_start_first(theatre):
     assert starts(jobs) == {"high": 0, "first": 10, "later": 20, "second": 30, "low": 40}
 
 
-def test_one_claim_of_several_jobs_keeps_the_limits_exactly(theatre, database):
+def test_one_claim_of_several_jobs_keeps_the_limits_exactly(scripted_setup, database):
     """The file, a type and a group are limited; all slots become free at once."""
-    jobs, _ = theatre.play(Script([5]), slots=20)
+    jobs, _ = scripted_setup.play(Script([5]), slots=20)
     jobs.set_limit(None, 6)
     jobs.set_limit(None, 4, type="COMMAND")
     jobs.set_limit("gpu", 3)
@@ -91,11 +91,11 @@ def test_one_claim_of_several_jobs_keeps_the_limits_exactly(theatre, database):
 
 
 def test_claim_refuses_jobs_that_were_read_before_their_limit_was_full(
-    theatre, database, monkeypatch
+    scripted_setup, database, monkeypatch
 ):
     """Managers that share a file read the queue at the same time; the claim decides."""
     found = QueueReader._found
-    jobs, _ = theatre.play(Script([5]), slots=4)
+    jobs, _ = scripted_setup.play(Script([5]), slots=4)
     jobs.set_limit("gpu", 2)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -111,8 +111,8 @@ def test_claim_refuses_jobs_that_were_read_before_their_limit_was_full(
     assert most_running(database) == 2
 
 
-def test_task_of_a_host_counts_though_no_limit_refuses_it(theatre):
-    jobs, _ = theatre.play(Script([5]), slots=2)
+def test_task_of_a_host_counts_though_no_limit_refuses_it(scripted_setup):
+    jobs, _ = scripted_setup.play(Script([5]), slots=2)
     jobs.set_limit("gpu", 1)
     task = jobs.create_job("TASK", name="task", group="gpu")
     jobs.start_job(task.id)
@@ -127,8 +127,8 @@ def test_task_of_a_host_counts_though_no_limit_refuses_it(theatre):
     assert starts(jobs) == {"task": 0, "job": 3}
 
 
-def test_pause_keeps_jobs_queued_and_running_ones_running(theatre):
-    jobs, _ = theatre.play(Script([5]), slots=2)
+def test_pause_keeps_jobs_queued_and_running_ones_running(scripted_setup):
+    jobs, _ = scripted_setup.play(Script([5]), slots=2)
     running = jobs.submit(["x"], group="gpu")
     elapse(jobs, 1)
     jobs.pause("gpu")
@@ -275,9 +275,9 @@ def test_manager_without_slots_runs_jobs_once_it_has_some(database):
         failpoints.SENT, failpoints.SETTLE_WRITTEN, failpoints.SETTLED,
     ],
 )  # fmt: skip
-def test_limit_holds_whatever_step_a_host_crashes_at(theatre, database, point):
+def test_limit_holds_whatever_step_a_host_crashes_at(scripted_setup, database, point):
     """What the dead host had claimed counts until it is settled, and no room is lost."""
-    jobs, scripted = theatre.play(Script([5]), slots=3)
+    jobs, scripted = scripted_setup.play(Script([5]), slots=3)
     jobs.set_limit("gpu", 2)
     with crash(jobs, at=point):
         try:
@@ -286,8 +286,8 @@ def test_limit_holds_whatever_step_a_host_crashes_at(theatre, database, point):
             elapse(jobs, 10)
         except Crashed:
             pass
-    theatre.clock.advance(10)
-    jobs = theatre.manager(scripted, slots=3)
+    scripted_setup.clock.advance(10)
+    jobs = scripted_setup.manager(scripted, slots=3)
     drain(jobs)
 
     ends = {job.reason for job in jobs.list_jobs()}
@@ -296,9 +296,9 @@ def test_limit_holds_whatever_step_a_host_crashes_at(theatre, database, point):
     assert sum(jobs.count_jobs().values()) == 5
 
 
-def test_lowered_limit_lets_jobs_run_to_their_end(theatre):
+def test_lowered_limit_lets_jobs_run_to_their_end(scripted_setup):
     """After a limit is lowered below what runs, no job starts until enough have ended."""
-    jobs, _ = theatre.play(Script([10]), Script([20]), Script([30]), Script([1]), slots=4)
+    jobs, _ = scripted_setup.play(Script([10]), Script([20]), Script([30]), Script([1]), slots=4)
     for name in "abc":
         jobs.submit(["x"], name=name, group="gpu")
     elapse(jobs, 1)

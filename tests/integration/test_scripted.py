@@ -62,7 +62,7 @@ def at(seconds):
 
 
 @dataclass
-class Theatre:
+class ScriptedSetup:
     """A clock, scripted executors and managers on one database, all closed at the end."""
 
     database: str
@@ -75,14 +75,14 @@ class Theatre:
         return self.opened[-1]
 
     def manager(self, scripted, **options):
-        """Return a manager whose jobs it runs, of every type that there is."""
+        """Return a manager whose jobs of every type an executor runs."""
         executors = dict.fromkeys(("COMMAND", "PIPELINE_RUN", "TASK"), scripted)
         options = {"slots": 2, "executors": executors, "clock": self.clock, **options}
         self.opened.append(JobManager(self.database, launcher=scripted, **options))
         return self.opened[-1]
 
     def play(self, *scripts, **options):
-        """Return both."""
+        """Return a manager and the executor that runs its jobs."""
         scripted = self.scripted(*scripts)
         return self.manager(scripted, **options), scripted
 
@@ -93,10 +93,10 @@ class Theatre:
 
 
 @pytest.fixture
-def theatre(database):
-    """Return what makes managers and executors; of all it made nothing may be left."""
+def scripted_setup(database):
+    """Return a maker of managers and executors, and check that it leaves nothing open."""
     before = descriptors()
-    made = Theatre(database)
+    made = ScriptedSetup(database)
     yield made
     made.close()
     assert own_threads() == []
@@ -146,9 +146,11 @@ def finished(status, seconds, reason="exited", begun=0):
 # --- what a script can do -------------------------------------------------------------------
 
 
-def test_job_follows_its_script(theatre):
+def test_job_follows_its_script(scripted_setup):
     """Lines come at their times, the exit code is the script's, and the directory is gone."""
-    jobs, _ = theatre.play(Script(["extract", 5, "transform", 2.5, b"load\xff"], exit_code=3))
+    jobs, _ = scripted_setup.play(
+        Script(["extract", 5, "transform", 2.5, b"load\xff"], exit_code=3)
+    )
     job = jobs.submit(["etl"])
     drain(jobs)
     job = jobs.get_job(job.id)
@@ -162,12 +164,12 @@ def test_job_follows_its_script(theatre):
     ]
     assert story(jobs, job) == finished("ERROR", 7)
     assert (job.line_count, job.cpu_seconds, job.max_rss) == (3, 0.0, 0)
-    assert directories(theatre.database) == []
+    assert directories(scripted_setup.database) == []
 
 
-def test_a_job_without_a_script_is_complete_at_once(theatre):
+def test_a_job_without_a_script_is_complete_at_once(scripted_setup):
     """No time goes by, and nothing is said."""
-    jobs, _ = theatre.play()
+    jobs, _ = scripted_setup.play()
     job = jobs.submit(["true"])
 
     job = jobs.wait(job.id, 30)
@@ -177,9 +179,9 @@ def test_a_job_without_a_script_is_complete_at_once(theatre):
     assert story(jobs, job) == finished("COMPLETE", 0)
 
 
-def test_supervisor_preempted_between_two_clocks_records_the_true_end(theatre, monkeypatch):
+def test_supervisor_preempted_between_two_clocks_records_the_true_end(scripted_setup, monkeypatch):
     """Preempted between the wall clock and the other one, it ends no job before its last line."""
-    jobs, _ = theatre.play(Script([10, "last"]))
+    jobs, _ = scripted_setup.play(Script([10, "last"]))
     paused = 0  # seconds; what both clocks of the supervisor are ahead since then
     time_ns, monotonic = ScriptedMachine.time_ns, ScriptedMachine.monotonic
 
@@ -200,9 +202,9 @@ def test_supervisor_preempted_between_two_clocks_records_the_true_end(theatre, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_a_script_can_be_killed(theatre, number):
+def test_a_script_can_be_killed(scripted_setup, number):
     """A signal that nobody here sent is an ERROR with that signal."""
-    jobs, _ = theatre.play(Script(["a", 3], signal=number))
+    jobs, _ = scripted_setup.play(Script(["a", 3], signal=number))
     job = jobs.submit(["x"])
     drain(jobs)
     job = jobs.get_job(job.id)
@@ -212,12 +214,12 @@ def test_a_script_can_be_killed(theatre, number):
     assert story(jobs, job) == finished("ERROR", 3, "signaled")
 
 
-def test_one_move_of_the_clock_goes_through_all_that_happens(theatre):
+def test_one_move_of_the_clock_goes_through_all_that_happens(scripted_setup):
     """A line at 5, a time-out at 60, a kill at 70 are stamped so, though the clock moved by 100."""
-    jobs, _ = theatre.play(Script(["start", 5, "line", 75, "never"], ignores_term=True))
+    jobs, _ = scripted_setup.play(Script(["start", 5, "line", 75, "never"], ignores_term=True))
     job = jobs.submit(["x"], timeout=60, grace=10)
     elapse(jobs, 0)
-    theatre.clock.advance(100)
+    scripted_setup.clock.advance(100)
     job = jobs.wait(job.id, 30)
 
     assert verdict(job) == (Status.STOPPED, 137, Reason.TIMEOUT, signal.SIGKILL)
@@ -231,18 +233,18 @@ def test_one_move_of_the_clock_goes_through_all_that_happens(theatre):
     ]
 
 
-def test_an_exit_and_a_time_out_at_one_moment(theatre):
+def test_an_exit_and_a_time_out_at_one_moment(scripted_setup):
     """What has ended is not stopped: the exit decides."""
-    jobs, _ = theatre.play(Script([60], exit_code=4))
+    jobs, _ = scripted_setup.play(Script([60], exit_code=4))
     job = jobs.submit(["x"], timeout=60)
     drain(jobs)
 
     assert verdict(jobs.get_job(job.id)) == (Status.ERROR, 4, Reason.EXITED, None)
 
 
-def test_a_script_that_hangs_is_stopped_without_the_clock(theatre):
+def test_a_script_that_hangs_is_stopped_without_the_clock(scripted_setup):
     """A stop is acted on when it comes; no time goes by for a command that obeys."""
-    jobs, _ = theatre.play(Script(["ready"], hangs=True))
+    jobs, _ = scripted_setup.play(Script(["ready"], hangs=True))
     job = jobs.submit(["x"])
     elapse(jobs, 7)
     jobs.stop_job(job.id)
@@ -260,15 +262,15 @@ def test_a_script_that_hangs_is_stopped_without_the_clock(theatre):
     ]
 
 
-def test_a_stop_is_before_what_comes_later(theatre):
+def test_a_stop_is_before_what_comes_later(scripted_setup):
     """A wish that was there when the clock was moved is acted on at its own time."""
-    jobs, _ = theatre.play(Script([5, "never"]))
+    jobs, _ = scripted_setup.play(Script([5, "never"]))
     for _ in range(20):
         job = jobs.submit(["x"])
         elapse(jobs, 0)
-        begun = theatre.clock.monotonic()
+        begun = scripted_setup.clock.monotonic()
         jobs.stop_job(job.id)
-        theatre.clock.advance(5)
+        scripted_setup.clock.advance(5)
         job = jobs.wait(job.id, 30)
 
         assert verdict(job)[2] is Reason.STOPPED
@@ -276,9 +278,9 @@ def test_a_stop_is_before_what_comes_later(theatre):
         assert job.line_count == 1
 
 
-def test_a_grace_is_shortened_by_a_second_stop(theatre):
+def test_a_grace_is_shortened_by_a_second_stop(scripted_setup):
     """The second stop counts from its own time, the reason stays the first one's."""
-    jobs, _ = theatre.play(Script(hangs=True, ignores_term=True))
+    jobs, _ = scripted_setup.play(Script(hangs=True, ignores_term=True))
     job = jobs.submit(["x"], grace=60)
     elapse(jobs, 0)
     jobs.stop_job(job.id)
@@ -299,9 +301,9 @@ def test_a_grace_is_shortened_by_a_second_stop(theatre):
         (errno.E2BIG, 126, "arguments and environment are too long (E2BIG)"),
     ],
 )
-def test_a_command_that_cannot_start(theatre, number, code, words):
+def test_a_command_that_cannot_start(scripted_setup, number, code, words):
     """It has the exit code of the shell's convention, and says why."""
-    jobs, _ = theatre.play(Script(cannot_start=number))
+    jobs, _ = scripted_setup.play(Script(cannot_start=number))
     job = jobs.submit(["etl"])
     job = jobs.wait(job.id, 30)
 
@@ -310,10 +312,10 @@ def test_a_command_that_cannot_start(theatre, number, code, words):
     assert story(jobs, job) == finished("ERROR", 0, "spawn_failed")
 
 
-def test_grandchild_is_killed_after_the_linger(theatre):
+def test_grandchild_is_killed_after_the_linger(scripted_setup):
     """The command's own end is the verdict; what it left behind has 2 seconds after SIGTERM."""
     script = Script(["a", 1], leaves_grandchild=True, ignores_term=True, exit_code=4)
-    jobs, _ = theatre.play(script)
+    jobs, _ = scripted_setup.play(script)
     job = jobs.submit(["x"])
     drain(jobs)
     job = jobs.get_job(job.id)
@@ -328,9 +330,9 @@ def test_grandchild_is_killed_after_the_linger(theatre):
     assert job.left_processes == 1
 
 
-def test_a_grandchild_ends_with_sigterm(theatre):
+def test_a_grandchild_ends_with_sigterm(scripted_setup):
     """A second after the command's end it gets SIGTERM, and nothing has to be killed."""
-    jobs, _ = theatre.play(Script(["a", 1], leaves_grandchild=True))
+    jobs, _ = scripted_setup.play(Script(["a", 1], leaves_grandchild=True))
     job = jobs.submit(["x"])
     drain(jobs)
     job = jobs.get_job(job.id)
@@ -339,9 +341,9 @@ def test_a_grandchild_ends_with_sigterm(theatre):
     assert (job.end_time, job.left_processes, job.line_count) == (at(2), 1, 2)
 
 
-def test_a_grandchild_ends_with_a_stop(theatre):
+def test_a_grandchild_ends_with_a_stop(scripted_setup):
     """SIGTERM reaches all processes of the job, so nothing has to be killed."""
-    jobs, _ = theatre.play(Script(leaves_grandchild=True, hangs=True))
+    jobs, _ = scripted_setup.play(Script(leaves_grandchild=True, hangs=True))
     job = jobs.submit(["x"])
     elapse(jobs, 0)
     jobs.stop_job(job.id)
@@ -352,9 +354,9 @@ def test_a_grandchild_ends_with_a_stop(theatre):
     assert job.line_count == 1
 
 
-def test_a_flood_is_all_there(theatre):
+def test_a_flood_is_all_there(scripted_setup):
     """More lines than pipe and transaction hold come through, numbered, and no time goes by."""
-    jobs, _ = theatre.play(Script(["first"], floods=200_000))
+    jobs, _ = scripted_setup.play(Script(["first"], floods=200_000))
     job = jobs.submit(["x"])
     job = jobs.wait(job.id, 60)
 
@@ -363,9 +365,9 @@ def test_a_flood_is_all_there(theatre):
     assert job.end_time == at(0)
 
 
-def test_a_supervisor_that_dies_loses_its_job(theatre):
+def test_a_supervisor_that_dies_loses_its_job(scripted_setup):
     """The lines that it wrote are there, and nobody invents an exit code."""
-    jobs, _ = theatre.play(Script(["a", 5, "b"], dies=True), Script())
+    jobs, _ = scripted_setup.play(Script(["a", 5, "b"], dies=True), Script())
     job = jobs.submit(["x"])
     other = jobs.submit(["y"])
     drain(jobs)
@@ -378,9 +380,9 @@ def test_a_supervisor_that_dies_loses_its_job(theatre):
     assert jobs.get_job(other.id).status is Status.COMPLETE
 
 
-def test_a_supervisor_can_be_made_to_die(theatre):
+def test_a_supervisor_can_be_made_to_die(scripted_setup):
     """Its locks are free at once; a job that was asked to stop is STOPPED then."""
-    jobs, scripted = theatre.play(Script(["a"], hangs=True, ignores_term=True))
+    jobs, scripted = scripted_setup.play(Script(["a"], hangs=True, ignores_term=True))
     one, other, stopped = (jobs.submit(["x"]) for _ in range(3))
     elapse(jobs, 0)
 
@@ -407,9 +409,9 @@ def test_a_supervisor_can_be_made_to_die(theatre):
     assert jobs.wait(other.id, 30).reason is Reason.LOST
 
 
-def test_a_supervisor_can_be_shut_down(theatre):
+def test_a_supervisor_can_be_shut_down(scripted_setup):
     """Its job is stopped with its own grace, reason `shutdown`, and the next one has another."""
-    jobs, scripted = theatre.play(Script(hangs=True, ignores_term=True), Script(), slots=1)
+    jobs, scripted = scripted_setup.play(Script(hangs=True, ignores_term=True), Script(), slots=1)
     job, following = jobs.submit(["x"], grace=4), jobs.submit(["y"])
     elapse(jobs, 0)
     scripted.shut_down(job.id)
@@ -422,19 +424,19 @@ def test_a_supervisor_can_be_shut_down(theatre):
     assert jobs.get_job(following.id).status is Status.COMPLETE
 
 
-def test_all_supervisors_can_be_shut_down(theatre):
+def test_all_supervisors_can_be_shut_down(scripted_setup):
     """Those that are idle leave, and new ones are started for new jobs."""
-    jobs, scripted = theatre.play()
+    jobs, scripted = scripted_setup.play()
     jobs.wait(jobs.submit(["x"]).id, 30)
     scripted.shut_down()
 
     assert jobs.wait(jobs.submit(["x"]).id, 30).exit_code == 0
 
 
-def test_streams_can_be_kept_apart(theatre):
+def test_streams_can_be_kept_apart(scripted_setup):
     """A line goes to the stream that the script says; without `separate_streams` to one."""
     script = Script(["out", ("stderr", "err"), 1, ("stdout", "out")])
-    jobs, _ = theatre.play(script)
+    jobs, _ = scripted_setup.play(script)
     apart = jobs.submit(["x"], separate_streams=True)
     together = jobs.submit(["x"])
     drain(jobs)
@@ -443,11 +445,11 @@ def test_streams_can_be_kept_apart(theatre):
     assert [stream for _, stream, _ in lines(jobs, together)] == ["output"] * 3
 
 
-def test_unfinished_text_is_seen_and_keeps_its_time(theatre):
+def test_unfinished_text_is_seen_and_keeps_its_time(scripted_setup):
     """A prompt has no number while it stands, and then that of its line, or of a piece."""
     script = Script(["a", ("unfinished", "Continue? "), 10, "yes", ("unfinished", "Sure? ")],
                     hangs=True)  # fmt: skip
-    jobs, _ = theatre.play(script)
+    jobs, _ = scripted_setup.play(script)
     job = jobs.submit(["x"])
     elapse(jobs, 1)
     seen = list(jobs.logs(job.id))
@@ -463,9 +465,11 @@ def test_unfinished_text_is_seen_and_keeps_its_time(theatre):
     assert {stream for _, stream, _ in lines(jobs, job)[3:]} == {"system"}
 
 
-def test_script_hands_values_over_as_a_command_does(theatre):
+def test_script_hands_values_over_as_a_command_does(scripted_setup):
     """Its result is stored, or told to be invalid; its pipeline's state, where it has one."""
-    jobs, _ = theatre.play(Script([("result", '{"rows": 3}'), ("state", "[1]"), 5, "loaded"]))
+    jobs, _ = scripted_setup.play(
+        Script([("result", '{"rows": 3}'), ("state", "[1]"), 5, "loaded"])
+    )
     pipeline = jobs.create_pipeline("p", ["x"])
     job, alone = jobs.create_job(pipeline_id=pipeline.id), jobs.submit(["x"])
     drain(jobs)
@@ -475,9 +479,9 @@ def test_script_hands_values_over_as_a_command_does(theatre):
     assert lines(jobs, alone) == [(5, "output", "loaded")]
 
 
-def test_script_hands_nothing_over_where_it_fails(theatre):
+def test_script_hands_nothing_over_where_it_fails(scripted_setup):
     """Nor what is not JSON; the log says so then."""
-    jobs, _ = theatre.play(Script([("result", "1")], exit_code=3), Script([("result", "{")]))
+    jobs, _ = scripted_setup.play(Script([("result", "1")], exit_code=3), Script([("result", "{")]))
     for count in (0, 1):
         job = jobs.submit(["x"])
         drain(jobs)
@@ -487,14 +491,14 @@ def test_script_hands_nothing_over_where_it_fails(theatre):
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_bar_of_an_hour_is_one_line(theatre, dies):
+def test_bar_of_an_hour_is_one_line(scripted_setup, dies):
     """Also when its supervisor dies: what was drawn last was stored a moment later."""
     drawn = [f"{second / 36:5.1f}%\r" for second in range(3600)]
     parts = [part for one in drawn for part in (("unfinished", one), 1)]
-    jobs, _ = theatre.play(Script(parts, dies=dies))
+    jobs, _ = scripted_setup.play(Script(parts, dies=dies))
     job = jobs.submit(["x"])
     elapse(jobs, 0)
-    theatre.clock.advance(3600)
+    scripted_setup.clock.advance(3600)
     drain(jobs)
 
     (line,) = (line for line in jobs.logs(job.id) if line.stream != "system")
@@ -502,10 +506,10 @@ def test_bar_of_an_hour_is_one_line(theatre, dies):
     assert jobs.get_job(job.id).line_count == (2 if dies else 1)
 
 
-def test_progress_is_reported_by_the_clock(theatre):
+def test_progress_is_reported_by_the_clock(scripted_setup):
     """Reports on the descriptor and in the output are on the job with their times, in no log."""
     script = Script(["a", ("progress", "1/4 loading"), 10, "jobcore:progress 3/4", 5])
-    jobs, _ = theatre.play(script)
+    jobs, _ = scripted_setup.play(script)
     job = jobs.submit(["x"])
     elapse(jobs, 9)
     first = jobs.get_job(job.id).progress
@@ -518,9 +522,9 @@ def test_progress_is_reported_by_the_clock(theatre):
     assert lines(jobs, job) == [(0, "output", "a")]
 
 
-def test_a_second_report_waits_no_longer_than_it_must(theatre):
+def test_a_second_report_waits_no_longer_than_it_must(scripted_setup):
     """A report that comes soon after another is written a moment later, though the job is quiet."""
-    jobs, _ = theatre.play(Script([("progress", "1/9"), 0.1, ("progress", "2/9"), 60]))
+    jobs, _ = scripted_setup.play(Script([("progress", "1/9"), 0.1, ("progress", "2/9"), 60]))
     job = jobs.submit(["x"])
     elapse(jobs, 0.2)
     early = jobs.get_job(job.id).progress
@@ -532,7 +536,7 @@ def test_a_second_report_waits_no_longer_than_it_must(theatre):
     assert (late.done, late.at) == (2, at(0.1))
 
 
-def test_a_full_disk_holds_the_command_by_the_clock(theatre, monkeypatch):
+def test_a_full_disk_holds_the_command_by_the_clock(scripted_setup, monkeypatch):
     """Nothing is lost; the supervisor tries again a second later, as often as it takes."""
     writev = os.writev
     full = [True]
@@ -543,7 +547,7 @@ def test_a_full_disk_holds_the_command_by_the_clock(theatre, monkeypatch):
         return writev(descriptor, parts)
 
     monkeypatch.setattr(spools.os, "writev", write)
-    jobs, _ = theatre.play(Script(["a", 1, "b"]))
+    jobs, _ = scripted_setup.play(Script(["a", 1, "b"]))
     job = jobs.submit(["x"])
     elapse(jobs, 20)
     assert jobs.get_job(job.id).status is Status.RUNNING
@@ -560,16 +564,16 @@ def test_a_full_disk_holds_the_command_by_the_clock(theatre, monkeypatch):
 # --- which script, and what command ----------------------------------------------------------
 
 
-def test_the_nth_job_gets_the_nth_script(theatre):
+def test_the_nth_job_gets_the_nth_script(scripted_setup):
     """Jobs that are one after the other have them in turn; the last one is for all others."""
-    jobs, _ = theatre.play(Script(exit_code=1), Script(exit_code=2), Script(["last"]))
+    jobs, _ = scripted_setup.play(Script(exit_code=1), Script(exit_code=2), Script(["last"]))
     made = jobs.submit_many([["x"]] * 5)
     drain(jobs)
 
     assert [jobs.get_job(job.id).exit_code for job in made] == [1, 2, 0, 0, 0]
 
 
-def test_a_callable_chooses_by_the_job(theatre):
+def test_a_callable_chooses_by_the_job(scripted_setup):
     """It is given each job as its executor sees it; what it raises is in that job's log."""
 
     def choose(job):
@@ -579,7 +583,7 @@ def test_a_callable_chooses_by_the_job(theatre):
             return "script"
         return Script([job.name, job.command.argv[0]], exit_code=len(job.name))
 
-    jobs, _ = theatre.play(choose)
+    jobs, _ = scripted_setup.play(choose)
     good, bad, odd = (jobs.submit(["etl"], name=name) for name in ("abc", "bad", "odd"))
     drain(jobs)
 
@@ -591,9 +595,9 @@ def test_a_callable_chooses_by_the_job(theatre):
     assert "the callable must return a Script, not 'script'" in lines(jobs, odd)[0][2]
 
 
-def test_command_comes_from_the_job_or_its_pipeline(theatre):
+def test_command_comes_from_the_job_or_its_pipeline(scripted_setup):
     """It can be looked at, and its options hold, the pipeline's time-out, too."""
-    jobs, scripted = theatre.play(Script([100]))
+    jobs, scripted = scripted_setup.play(Script([100]))
     pipeline = jobs.create_pipeline("p", script="echo hello", timeout=30)
     own = jobs.submit(["etl", "--all"], env={"A": "b"})
     of_pipeline = jobs.create_job(pipeline_id=pipeline.id)
@@ -609,10 +613,10 @@ def test_command_comes_from_the_job_or_its_pipeline(theatre):
     assert jobs.get_job(of_pipeline.id).end_time == at(30)
 
 
-def test_any_executor_will_do(theatre):
+def test_any_executor_will_do(scripted_setup):
     """Where another one says what to run, scripts are given in the order of the starts."""
-    scripted = theatre.scripted(Script(exit_code=1), Script(exit_code=2))
-    jobs = theatre.manager(scripted, executors={"COMMAND": CommandExecutor()}, slots=1)
+    scripted = scripted_setup.scripted(Script(exit_code=1), Script(exit_code=2))
+    jobs = scripted_setup.manager(scripted, executors={"COMMAND": CommandExecutor()}, slots=1)
     made = jobs.submit_many([["x"]] * 3)
     drain(jobs)
 
@@ -620,10 +624,10 @@ def test_any_executor_will_do(theatre):
     assert scripted.commands == {}
 
 
-def test_a_callable_must_be_asked(theatre):
+def test_a_callable_must_be_asked(scripted_setup):
     """Where another executor says what to run, nobody knows the script, and the job says so."""
-    scripted = theatre.scripted(lambda _job: Script())
-    jobs = theatre.manager(scripted, executors={"COMMAND": CommandExecutor()})
+    scripted = scripted_setup.scripted(lambda _job: Script())
+    jobs = scripted_setup.manager(scripted, executors={"COMMAND": CommandExecutor()})
     job = jobs.submit(["etl"])
     job = jobs.wait(job.id, 30)
 
@@ -756,9 +760,9 @@ def facts(jobs, job):
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=[one.name for one in BEHAVIOURS])
-def test_a_script_and_a_process_leave_the_same(theatre, tmp_path, behaviour):
+def test_a_script_and_a_process_leave_the_same(scripted_setup, tmp_path, behaviour):
     """Row, log and history are those of a real program that does the same."""
-    jobs, _ = theatre.play(behaviour.script)
+    jobs, _ = scripted_setup.play(behaviour.script)
     scripted = jobs.submit(behaviour.argv, **behaviour.options)
     elapse(jobs, 0)
     behaviour.act(jobs, scripted)
@@ -777,9 +781,9 @@ def test_a_script_and_a_process_leave_the_same(theatre, tmp_path, behaviour):
 # --- what the clock alone brings --------------------------------------------------------------
 
 
-def test_a_delayed_job_is_started_at_its_time(theatre):
+def test_a_delayed_job_is_started_at_its_time(scripted_setup):
     """Neither before nor a second later."""
-    jobs, _ = theatre.play(Script([2]))
+    jobs, _ = scripted_setup.play(Script([2]))
     job = jobs.submit(["x"], not_before=at(3600))
     elapse(jobs, 3599)
     assert jobs.get_job(job.id).status is Status.QUEUED
@@ -790,9 +794,9 @@ def test_a_delayed_job_is_started_at_its_time(theatre):
     assert (job.start_time, job.end_time) == (at(3600), at(3602))
 
 
-def test_retries_come_with_their_pauses(theatre):
+def test_retries_come_with_their_pauses(scripted_setup):
     """Each attempt begins when the back-off of the one before is over."""
-    jobs, _ = theatre.play(Script([1], exit_code=1), Script([1], exit_code=2), Script([1]))
+    jobs, _ = scripted_setup.play(Script([1], exit_code=1), Script([1], exit_code=2), Script([1]))
     pipeline = jobs.create_pipeline("p", ["etl"], max_retries=5)
     first = jobs.create_job(pipeline_id=pipeline.id)
     drain(jobs)
@@ -805,9 +809,9 @@ def test_retries_come_with_their_pauses(theatre):
     assert [job.retry_of for job in attempts] == [None, first.id, attempts[1].id]
 
 
-def test_a_schedule_is_kept_by_the_clock(theatre):
+def test_a_schedule_is_kept_by_the_clock(scripted_setup):
     """Each tick makes a job at its own time, though hours go by in one call."""
-    jobs, _ = theatre.play(Script(["run", 60]))
+    jobs, _ = scripted_setup.play(Script(["run", 60]))
     pipeline = jobs.create_pipeline("p", ["etl"], schedule="*/15 * * * *")
     elapse(jobs, 3600)
     ran = jobs.list_jobs()[::-1]
@@ -819,41 +823,41 @@ def test_a_schedule_is_kept_by_the_clock(theatre):
     assert jobs.skips(pipeline.id) == []
 
 
-def test_old_jobs_are_old_by_the_clock(theatre):
+def test_old_jobs_are_old_by_the_clock(scripted_setup):
     """What is removed by age goes when the clock says so."""
-    jobs, _ = theatre.play(Script([10]))
+    jobs, _ = scripted_setup.play(Script([10]))
     jobs.submit(["x"])
     drain(jobs)
     elapse(jobs, 3600)
 
     assert jobs.prune(3601) == 0
-    theatre.clock.advance(2)
+    scripted_setup.clock.advance(2)
     assert jobs.prune(3601) == 1
 
 
-def test_the_clock_wakes_the_chores(theatre, monkeypatch):
+def test_the_clock_wakes_the_chores(scripted_setup, monkeypatch):
     """A tick is taken when the clock was moved, not when chores are due by real time."""
     monkeypatch.setattr(tuning, "CHORES_PAUSE", 3600.0)
-    jobs, _ = theatre.play()
+    jobs, _ = scripted_setup.play()
     jobs.create_pipeline("p", ["etl"], schedule="*/15 * * * *")
     until(lambda: parts(jobs).dispatcher._next_chores > time.monotonic() + 60, "the first chores")
-    theatre.clock.advance(100)
+    scripted_setup.clock.advance(100)
     until(lambda: [job.exit_code for job in jobs.list_jobs()] == [0], "the tick")
 
-    theatre.clock.jump(900)
+    scripted_setup.clock.jump(900)
     until(lambda: len(jobs.list_jobs()) == 2, "the next tick")
 
 
-def test_a_manager_that_is_closed_watches_no_clock(theatre):
+def test_a_manager_that_is_closed_watches_no_clock(scripted_setup):
     """The clock keeps nothing of it."""
-    jobs, scripted = theatre.play()
+    jobs, scripted = scripted_setup.play()
     jobs.close()
     scripted.close()
 
-    assert (theatre.clock._callbacks, theatre.clock._attendants) == ({}, {})
+    assert (scripted_setup.clock._callbacks, scripted_setup.clock._attendants) == ({}, {})
 
 
-def test_a_hosts_own_clock_may_be_moved_too(theatre):
+def test_a_hosts_own_clock_may_be_moved_too(scripted_setup):
     """What tells of its moves is enough; what is due then happens then."""
 
     class Own:
@@ -879,8 +883,8 @@ def test_a_hosts_own_clock_may_be_moved_too(theatre):
                 callback()
 
     own = Own()
-    scripted = theatre.scripted(Script(["a", 500, "b"]), clock=own)
-    jobs = theatre.manager(scripted, clock=own)
+    scripted = scripted_setup.scripted(Script(["a", 500, "b"]), clock=own)
+    jobs = scripted_setup.manager(scripted, clock=own)
     job = jobs.submit(["x"])
     until(lambda: [line.text for line in jobs.logs(job.id)] == ["a"], "the first line")
     own.move(500)
@@ -893,11 +897,11 @@ def test_a_hosts_own_clock_may_be_moved_too(theatre):
     assert own.callbacks == []
 
 
-def test_with_the_machines_clock_pauses_take_their_time(theatre):
+def test_with_the_machines_clock_pauses_take_their_time(scripted_setup):
     """Nobody moves anything, and the job ends when its pauses are over."""
     clock = SystemClock()
-    scripted = theatre.scripted(Script(["a", 0.05, "b", 0.05], exit_code=2), clock=clock)
-    jobs = theatre.manager(scripted, clock=clock)
+    scripted = scripted_setup.scripted(Script(["a", 0.05, "b", 0.05], exit_code=2), clock=clock)
+    jobs = scripted_setup.manager(scripted, clock=clock)
     job = jobs.submit(["x"], timeout=3600)
     job = jobs.wait(job.id, 30)
 
@@ -910,20 +914,20 @@ def test_with_the_machines_clock_pauses_take_their_time(theatre):
 # --- draining -----------------------------------------------------------------------------------
 
 
-def test_draining_runs_all_that_is_queued(theatre):
+def test_draining_runs_all_that_is_queued(scripted_setup):
     """More jobs than slots, of which each takes its time, are done in their order."""
-    jobs, _ = theatre.play(Script([10]))
+    jobs, _ = scripted_setup.play(Script([10]))
     made = jobs.submit_many([["x"]] * 7)
-    drain(jobs, theatre.clock)
+    drain(jobs, scripted_setup.clock)
     ended = [jobs.get_job(job.id) for job in made]
 
     assert {job.status for job in ended} == {Status.COMPLETE}
     assert [job.end_time for job in ended] == [at(n) for n in (10, 10, 20, 20, 30, 30, 40)]
 
 
-def test_draining_runs_what_follows(theatre):
+def test_draining_runs_what_follows(scripted_setup):
     """A pipeline that is triggered is run, too."""
-    jobs, _ = theatre.play(Script([10]))
+    jobs, _ = scripted_setup.play(Script([10]))
     first = jobs.create_pipeline("first", ["x"])
     second = jobs.create_pipeline("second", ["x"], triggered_by=["first"])
     jobs.create_job(pipeline_id=first.id)
@@ -933,21 +937,21 @@ def test_draining_runs_what_follows(theatre):
     assert (job.status, job.end_time) == (Status.COMPLETE, at(20))
 
 
-def test_draining_an_empty_queue_moves_no_time(theatre):
+def test_draining_an_empty_queue_moves_no_time(scripted_setup):
     """Nor do schedules, which never end, nor tasks that a host keeps the books of."""
-    jobs, _ = theatre.play()
+    jobs, _ = scripted_setup.play()
     jobs.create_pipeline("p", ["x"], schedule="@hourly")
     kept = jobs.start_job(jobs.create_job("BOOKS").id)
     jobs.create_job("BOOKS")
     drain(jobs)
     jobs.finish_job(kept.id)
 
-    assert theatre.clock.monotonic() == 1000.0
+    assert scripted_setup.clock.monotonic() == 1000.0
 
 
-def test_running_chore_does_not_count_as_endless_work(theatre):
+def test_running_chore_does_not_count_as_endless_work(scripted_setup):
     """A drain waits for the chore, and returns when nothing is left."""
-    jobs, _ = theatre.play(Script([5]))
+    jobs, _ = scripted_setup.play(Script([5]))
     jobs.submit(["etl"])
     steps = iter([True] * 100)
     parts(jobs).dispatcher._in_steps = lambda: next(steps, False)
@@ -957,9 +961,9 @@ def test_running_chore_does_not_count_as_endless_work(theatre):
     assert next(steps, None) is None
 
 
-def test_drain_names_a_hanging_job(theatre):
+def test_drain_names_a_hanging_job(scripted_setup):
     """It is an error that names the job and why, not a test that waits for ever."""
-    jobs, _ = theatre.play(Script(["a"], hangs=True), Script([5]), slots=1)
+    jobs, _ = scripted_setup.play(Script(["a"], hangs=True), Script([5]), slots=1)
     job = jobs.submit(["x"], name="loader")
     jobs.submit(["y"])
     with pytest.raises(NeverEnds, match=rf"{job.id} \(loader\): its script hangs") as caught:
@@ -973,10 +977,10 @@ def test_drain_names_a_hanging_job(theatre):
     assert jobs.count_jobs()[Status.COMPLETE] == 1
 
 
-def test_drain_waits_for_processes_up_to_its_patience(theatre):
+def test_drain_waits_for_processes_up_to_its_patience(scripted_setup):
     """A job with a process goes by real time, so real time is the limit."""
-    jobs = JobManager(theatre.database, slots=1, clock=theatre.clock, on_exit="stop")
-    theatre.opened.append(jobs)
+    jobs = JobManager(scripted_setup.database, slots=1, clock=scripted_setup.clock, on_exit="stop")
+    scripted_setup.opened.append(jobs)
     job = jobs.submit(["sleep", "300"])
     until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "its start")
 
@@ -989,10 +993,10 @@ def test_drain_waits_for_processes_up_to_its_patience(theatre):
 
 
 @pytest.mark.usefixtures("quick_failures")
-def test_drain_raises_if_no_supervisor_starts(theatre):
+def test_drain_raises_if_no_supervisor_starts(scripted_setup):
     """Where none can be started, nobody waits for the patience to be over."""
-    scripted = theatre.scripted()
-    jobs = theatre.manager(scripted)
+    scripted = scripted_setup.scripted()
+    jobs = scripted_setup.manager(scripted)
     scripted.close()
     scripted.close()
     jobs.submit(["x"])
@@ -1001,11 +1005,11 @@ def test_drain_raises_if_no_supervisor_starts(theatre):
         drain(jobs)
 
 
-def test_draining_needs_a_clock_that_it_can_move(theatre, database):
+def test_draining_needs_a_clock_that_it_can_move(scripted_setup, database):
     """A manager with another clock, or without slots, is refused."""
     with (
         JobManager(database, slots=1) as running,
-        JobManager(database, slots=0, clock=theatre.clock) as idle,
+        JobManager(database, slots=0, clock=scripted_setup.clock) as idle,
     ):
         for call in (drain, lambda jobs: elapse(jobs, 1)):
             with pytest.raises(ValueError, match="runs by itself: ask for the fixture job_clock"):
@@ -1017,21 +1021,21 @@ def test_draining_needs_a_clock_that_it_can_move(theatre, database):
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", None])
-def test_only_time_that_goes_by_can_elapse(theatre, seconds):
+def test_only_time_that_goes_by_can_elapse(scripted_setup, seconds):
     """What is no number of seconds is refused."""
-    jobs, _ = theatre.play()
+    jobs, _ = scripted_setup.play()
 
     with pytest.raises(ValueError):
         elapse(jobs, seconds)
 
 
-def test_time_elapses_to_the_moment_that_was_asked_for(theatre):
+def test_time_elapses_to_the_moment_that_was_asked_for(scripted_setup):
     """What is due at its end is done, what is due later is not."""
-    jobs, _ = theatre.play(Script([10], exit_code=1), Script([10.5]))
+    jobs, _ = scripted_setup.play(Script([10], exit_code=1), Script([10.5]))
     first, second = jobs.submit(["x"]), jobs.submit(["y"])
     elapse(jobs, 10)
 
-    assert theatre.clock.monotonic() == 1010.0
+    assert scripted_setup.clock.monotonic() == 1010.0
     assert jobs.get_job(first.id).status is Status.ERROR
     assert jobs.get_job(second.id).status is Status.RUNNING
 
@@ -1039,15 +1043,15 @@ def test_time_elapses_to_the_moment_that_was_asked_for(theatre):
 # --- hosts come and go --------------------------------------------------------------------------
 
 
-def test_a_job_outlives_its_host(theatre):
+def test_a_job_outlives_its_host(scripted_setup):
     """The host is closed in the middle; the next one goes on with the job and settles it."""
-    jobs, scripted = theatre.play(Script(["a", 5, "b", 5, "c"], exit_code=3))
+    jobs, scripted = scripted_setup.play(Script(["a", 5, "b", 5, "c"], exit_code=3))
     job = jobs.submit(["x"])
     elapse(jobs, 0)
     jobs.close()
-    theatre.clock.advance(5)
+    scripted_setup.clock.advance(5)
 
-    jobs = theatre.manager(scripted)
+    jobs = scripted_setup.manager(scripted)
     assert lines(jobs, job) == [(0, "output", "a"), (5, "output", "b")]
 
     drain(jobs)
@@ -1055,24 +1059,24 @@ def test_a_job_outlives_its_host(theatre):
     assert verdict(job) == (Status.ERROR, 3, Reason.EXITED, None)
     assert lines(jobs, job)[2:] == [(10, "output", "c")]
     assert job.end_time == at(10)
-    assert directories(theatre.database) == []
+    assert directories(scripted_setup.database) == []
 
 
-def test_a_job_that_ended_without_a_host_is_settled_by_the_next(theatre, monkeypatch):
+def test_a_job_that_ended_without_a_host_is_settled_by_the_next(scripted_setup, monkeypatch):
     """Its end is the true one, and was made durable, as nobody else would do so."""
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(job_directory.os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
-    jobs, scripted = theatre.play(Script(["a", 50]))
+    jobs, scripted = scripted_setup.play(Script(["a", 50]))
     job = jobs.submit(["x"], timeout=20)
     elapse(jobs, 0)
     jobs.close()
     synced.clear()
-    theatre.clock.advance(1000)
+    scripted_setup.clock.advance(1000)
     assert len(synced) == 3  # the spool, the verdict and the directory
     assert scripted.running() == []
 
-    with JobManager(theatre.database, slots=0, clock=theatre.clock) as reader:
+    with JobManager(scripted_setup.database, slots=0, clock=scripted_setup.clock) as reader:
         job = reader.get_job(job.id)
 
         assert verdict(job) == (Status.STOPPED, 143, Reason.TIMEOUT, signal.SIGTERM)
@@ -1084,9 +1088,9 @@ def test_a_job_that_ended_without_a_host_is_settled_by_the_next(theatre, monkeyp
 
 
 @pytest.mark.parametrize("point", CRASHES)
-def test_a_host_crashes_at_any_step(theatre, point):
+def test_a_host_crashes_at_any_step(scripted_setup, point):
     """The next one settles every job: with its true end, or as never started where it was not."""
-    jobs, scripted = theatre.play(Script(["a", 5, "b"], exit_code=3), slots=1)
+    jobs, scripted = scripted_setup.play(Script(["a", 5, "b"], exit_code=3), slots=1)
     with crash(jobs, at=point):
         try:
             job = jobs.submit(["x"])
@@ -1095,8 +1099,8 @@ def test_a_host_crashes_at_any_step(theatre, point):
             elapse(jobs, 10)
         except Crashed:
             pass  # this thread came there, or found it dead
-    theatre.clock.advance(10)
-    jobs = theatre.manager(scripted, slots=1)
+    scripted_setup.clock.advance(10)
+    jobs = scripted_setup.manager(scripted, slots=1)
     drain(jobs)
     (job,) = jobs.list_jobs()
 
@@ -1106,41 +1110,43 @@ def test_a_host_crashes_at_any_step(theatre, point):
         assert verdict(job) == (Status.ERROR, 3, Reason.EXITED, None)
         assert [text for _, _, text in lines(jobs, job)] == ["a", "b"]
         assert job.end_time - job.start_time == timedelta(seconds=5)
-    until(lambda: directories(theatre.database) == [], "the removal of what the dead host left")
+    until(
+        lambda: directories(scripted_setup.database) == [], "the removal of what the dead host left"
+    )
 
 
-def test_unstarted_jobs_are_left_to_the_next_host(theatre):
+def test_unstarted_jobs_are_left_to_the_next_host(scripted_setup):
     """Closing the executor before the manager loses what ran, and nothing else."""
-    jobs, scripted = theatre.play(Script(["a"], hangs=True), slots=1)
+    jobs, scripted = scripted_setup.play(Script(["a"], hangs=True), slots=1)
     running, queued = jobs.submit(["x"]), jobs.submit(["y"])
     elapse(jobs, 0)
     scripted.close()
     running = jobs.wait(running.id, 30)
     jobs.close()
 
-    jobs, _ = theatre.play(Script())
+    jobs, _ = scripted_setup.play(Script())
     drain(jobs)
     assert running.reason is Reason.LOST
     assert jobs.get_job(queued.id).status is Status.COMPLETE
 
 
-def test_a_manager_can_stop_its_jobs_when_it_closes(theatre):
+def test_a_manager_can_stop_its_jobs_when_it_closes(scripted_setup):
     """`on_exit="stop"` needs no clock where commands obey."""
-    jobs, scripted = theatre.play(Script(hangs=True), on_exit="stop")
+    jobs, scripted = scripted_setup.play(Script(hangs=True), on_exit="stop")
     job = jobs.submit(["x"])
     elapse(jobs, 0)
     jobs.close()
     jobs.close()
 
-    with JobManager(theatre.database, slots=0) as reader:
+    with JobManager(scripted_setup.database, slots=0) as reader:
         assert verdict(reader.get_job(job.id))[:3] == (Status.STOPPED, 143, Reason.STOPPED)
     assert scripted.running() == []
 
 
-def test_two_managers_share_an_executor(theatre):
+def test_two_managers_share_an_executor(scripted_setup):
     """Each runs jobs of the same file, and every job runs once."""
-    scripted = theatre.scripted(Script([1]))
-    one, other = theatre.manager(scripted), theatre.manager(scripted)
+    scripted = scripted_setup.scripted(Script([1]))
+    one, other = scripted_setup.manager(scripted), scripted_setup.manager(scripted)
     made = [one.submit(["x"]) for _ in range(10)]
     drain(one)
     drain(other)
@@ -1149,25 +1155,25 @@ def test_two_managers_share_an_executor(theatre):
     assert len(scripted.commands) == 10
 
 
-def test_a_deleted_job_is_stopped_and_leaves_nothing(theatre):
+def test_a_deleted_job_is_stopped_and_leaves_nothing(scripted_setup):
     """Row, log and directory are gone, and its supervisor takes the next job."""
-    jobs, scripted = theatre.play(Script(["a"], hangs=True), Script())
+    jobs, scripted = scripted_setup.play(Script(["a"], hangs=True), Script())
     job = jobs.submit(["x"])
     elapse(jobs, 0)
     jobs.delete_job(job.id)
 
     assert jobs.list_jobs() == []
-    assert directories(theatre.database) == []
+    assert directories(scripted_setup.database) == []
     assert scripted.running() == []
     assert jobs.wait(jobs.submit(["y"]).id, 30).exit_code == 0
 
 
-def test_a_directory_that_is_removed_takes_the_output_along(theatre):
+def test_a_directory_that_is_removed_takes_the_output_along(scripted_setup):
     """The job ends by itself, what it says is dropped and counted, and no other job notices."""
-    jobs, _ = theatre.play(Script([1, "a"]), Script([2, "b"]))
+    jobs, _ = scripted_setup.play(Script([1, "a"]), Script([2, "b"]))
     job, other = jobs.submit(["x"]), jobs.submit(["y"])
     elapse(jobs, 0)
-    shutil.rmtree(os.path.join(theatre.database + ".jobs", job.id.hex))
+    shutil.rmtree(os.path.join(scripted_setup.database + ".jobs", job.id.hex))
     drain(jobs)
 
     job = jobs.get_job(job.id)
@@ -1178,15 +1184,15 @@ def test_a_directory_that_is_removed_takes_the_output_along(theatre):
 # --- the thread, and forks ----------------------------------------------------------------------
 
 
-def test_all_stand_ins_are_in_one_named_thread(theatre):
+def test_all_stand_ins_are_in_one_named_thread(scripted_setup):
     """It begins with the first supervisor, not before, and ends with `close`."""
 
     def threads():
         return [one for one in threading.enumerate() if one.name == "jobcore-scripted"]
 
-    with theatre.scripted(Script([5])) as scripted:
+    with scripted_setup.scripted(Script([5])) as scripted:
         assert threads() == []
-        jobs = theatre.manager(scripted, slots=8)
+        jobs = scripted_setup.manager(scripted, slots=8)
         jobs.submit_many([["x"]] * 8)
         elapse(jobs, 0)
         assert len(scripted.running()) == 8
@@ -1195,19 +1201,19 @@ def test_all_stand_ins_are_in_one_named_thread(theatre):
     assert threads() == []
 
 
-def test_no_process_is_started(theatre, monkeypatch):
+def test_no_process_is_started(scripted_setup, monkeypatch):
     """Neither for a supervisor nor for a command."""
     for name in ("fork", "posix_spawn", "execve"):
         monkeypatch.setattr(os, name, None)
     monkeypatch.setattr("subprocess.Popen", None)
-    jobs, _ = theatre.play(Script(["a"]))
+    jobs, _ = scripted_setup.play(Script(["a"]))
 
     assert jobs.wait(jobs.submit(["x"]).id, 30).exit_code == 0
 
 
-def test_a_forked_child_has_no_stand_ins(theatre):
+def test_a_forked_child_has_no_stand_ins(scripted_setup):
     """They are the parent's, with their locks; the child runs jobs of its own with new ones."""
-    jobs, scripted = theatre.play(Script(["a", 5, "b"]), Script(["child"], exit_code=7))
+    jobs, scripted = scripted_setup.play(Script(["a", 5, "b"]), Script(["child"], exit_code=7))
     job = jobs.submit(["x"])
     elapse(jobs, 0)
 
@@ -1217,7 +1223,7 @@ def test_a_forked_child_has_no_stand_ins(theatre):
         jobs.close()
         scripted.close()
         # In the parent it is held, and no copy here.
-        ours = [to for to in descriptors().values() if theatre.database in to]
+        ours = [to for to in descriptors().values() if scripted_setup.database in to]
         return running, seen, own.exit_code, own.id, ours
 
     running, seen, code, own, ours = in_child(child)
@@ -1229,9 +1235,9 @@ def test_a_forked_child_has_no_stand_ins(theatre):
     assert jobs.get_job(own).status is Status.ERROR
 
 
-def test_forks_do_not_disturb_running_jobs(theatre):
+def test_forks_do_not_disturb_running_jobs(scripted_setup):
     """A host that forks again and again while stand-ins are busy loses no line and no job."""
-    jobs, _ = theatre.play(Script(["a", 1, "b"], floods=3000))
+    jobs, _ = scripted_setup.play(Script(["a", 1, "b"], floods=3000))
     made = [jobs.submit(["x"]) for _ in range(10)]
     forked = threading.Event()
     thread = threading.Thread(target=lambda: (drain(jobs), forked.set()))
@@ -1244,12 +1250,12 @@ def test_forks_do_not_disturb_running_jobs(theatre):
     assert {jobs.get_job(job.id).line_count for job in made} == {3002}
 
 
-def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
+def test_an_execution_that_is_closed_leaves_no_verdict(scripted_setup):
     """What a stand-in that dies does is what the kernel does: the lock is free, that is all."""
-    jobs, scripted = theatre.play(Script(["a"], hangs=True), slots=1)
+    jobs, scripted = scripted_setup.play(Script(["a"], hangs=True), slots=1)
     job = jobs.submit(["x"])
     elapse(jobs, 0)
-    path = os.path.join(theatre.database + ".jobs", job.id.hex)
+    path = os.path.join(scripted_setup.database + ".jobs", job.id.hex)
     held = execution.Execution  # that it is the product's own is the point
     assert type(scripted._supervisors[0]._execution) is held
     jobs.close()
@@ -1261,10 +1267,10 @@ def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
     os.close(lock)
 
 
-def test_ticks_are_correct_after_each_clock_jump(theatre):
+def test_ticks_are_correct_after_each_clock_jump(scripted_setup):
     """A clock that is set back has its ticks fetched back before any time goes by, each time."""
-    jobs, _ = theatre.play()
-    clock = theatre.clock
+    jobs, _ = scripted_setup.play()
+    clock = scripted_setup.clock
     pipeline = jobs.create_pipeline("p", ["true"], schedule="0 * * * *")
     seen = []
     for _ in range(10):

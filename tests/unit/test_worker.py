@@ -22,7 +22,7 @@ SOON = 5.0  # seconds
 
 
 @pytest.fixture
-def crew():
+def one_worker():
     """Return a worker with one thread, which ends with the test."""
     made = Worker("test-worker")
     yield made
@@ -42,24 +42,24 @@ class Task:
         return "done"
 
 
-def test_call_returns_what_the_function_returns(crew):
+def test_call_returns_what_the_function_returns(one_worker):
     """The function runs in another thread, with the caller's context variables."""
     variable = contextvars.ContextVar("variable")
     variable.set("the caller's")
 
-    found = crew.call(lambda: (variable.get(), threading.get_ident(), is_own_thread()))
+    found = one_worker.call(lambda: (variable.get(), threading.get_ident(), is_own_thread()))
 
     assert found == ("the caller's", found[1], True)
     assert found[1] != threading.get_ident()
     assert not is_own_thread()
 
 
-def test_each_waiter_gets_its_own_error(crew):
+def test_each_waiter_gets_its_own_error(one_worker):
     """What the function raises is raised in the caller's thread, once."""
     errors = []
     for _ in range(2):
         with pytest.raises(ZeroDivisionError) as caught:
-            crew.call(lambda: 1 // 0)
+            one_worker.call(lambda: 1 // 0)
         errors.append(caught.value)
 
     assert errors[0] is not errors[1]
@@ -85,25 +85,25 @@ def test_call_that_was_taken_and_not_begun_fails_at_once():
     made.close("over")
 
 
-def test_call_inside_a_call_is_made_at_once(crew):
+def test_call_inside_a_call_is_made_at_once(one_worker):
     """A call that a call makes does not wait for its own thread."""
-    assert crew.call(lambda: crew.call(lambda: "inner", patience=SOON)) == "inner"
+    assert one_worker.call(lambda: one_worker.call(lambda: "inner", patience=SOON)) == "inner"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_exception_before_any_bytecode_of_a_call_leaves_nothing(crew, error):
+def test_exception_before_any_bytecode_of_a_call_leaves_nothing(one_worker, error):
     """The call is made entirely or never, and the next ones are made at once."""
     kept, task = [], Task()
-    crew.call(task)
+    one_worker.call(task)
 
     def call():
-        crew.call(task, about="job 1")
+        one_worker.call(task, about="job 1")
 
     for where, raised in every_bytecode(call, error=error):
         kept.append(raised)  # with all its frames
         before = task.ended
         begun = time.monotonic()
-        assert in_thread(lambda: crew.call(task, patience=SOON)) == "done", where
+        assert in_thread(lambda: one_worker.call(task, patience=SOON)) == "done", where
         assert time.monotonic() - begun < SOON, where
         assert (task.begun, task.ended) == (before + 1, before + 1), where
 
@@ -135,35 +135,37 @@ def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatc
         one.close("over")
 
 
-def test_interrupt_withdraws_a_call_that_has_not_begun(crew):
+def test_interrupt_withdraws_a_call_that_has_not_begun(one_worker):
     """It never runs, and the exception has no note."""
     task, go, busy = Task(), threading.Event(), threading.Event()
-    blocker = threading.Thread(target=crew.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),))
+    blocker = threading.Thread(
+        target=one_worker.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),)
+    )
     blocker.start()
     assert busy.wait(PATIENCE)
-    caught = interrupted(lambda: crew.call(task))
+    caught = interrupted(lambda: one_worker.call(task))
     go.set()
     blocker.join()
-    crew.call(str)
+    one_worker.call(str)
 
     assert task.begun == 0
     assert getattr(caught, "__notes__", []) == []
 
 
-def test_interrupt_waits_for_a_call_that_has_begun(crew):
+def test_interrupt_waits_for_a_call_that_has_begun(one_worker):
     """It comes to its end, and the exception says so."""
     task = Task()
-    caught = interrupted(lambda: crew.call(lambda: (time.sleep(0.3), task()), about="job 1"))
+    caught = interrupted(lambda: one_worker.call(lambda: (time.sleep(0.3), task()), about="job 1"))
 
     assert task.ended == 1
     assert caught.__notes__ == ["jobcore: the interrupted call was completed (job 1)"]
 
 
-def test_interrupt_of_a_long_call_notes_an_unknown_outcome(crew, monkeypatch):
+def test_interrupt_of_a_long_call_notes_an_unknown_outcome(one_worker, monkeypatch):
     """The caller waits for a moment and no longer."""
     monkeypatch.setattr(worker, "GRACE", 0.1)
     go = threading.Event()
-    caught = interrupted(lambda: crew.call(lambda: go.wait(PATIENCE), about="job 1"))
+    caught = interrupted(lambda: one_worker.call(lambda: go.wait(PATIENCE), about="job 1"))
     go.set()
 
     (note,) = caught.__notes__
@@ -171,32 +173,34 @@ def test_interrupt_of_a_long_call_notes_an_unknown_outcome(crew, monkeypatch):
     assert "job 1" in note
 
 
-def test_call_that_does_not_begin_in_time_is_busy(crew):
+def test_call_that_does_not_begin_in_time_is_busy(one_worker):
     """The caller's patience counts from the call, and the call never runs."""
     task, go, busy = Task(), threading.Event(), threading.Event()
-    blocker = threading.Thread(target=crew.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),))
+    blocker = threading.Thread(
+        target=one_worker.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),)
+    )
     blocker.start()
     assert busy.wait(PATIENCE)
     with pytest.raises(DatabaseBusy, match="kept it busy"):
-        crew.call(task, patience=0.05)
+        one_worker.call(task, patience=0.05)
     go.set()
     blocker.join()
-    crew.call(str)
+    one_worker.call(str)
 
     assert task.begun == 0
 
 
-def test_idle_thread_ends_and_is_started_again(crew, monkeypatch):
+def test_idle_thread_ends_and_is_started_again(one_worker, monkeypatch):
     """Without calls there is no thread."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
-    first = crew.call(threading.get_native_id)
-    until(lambda: not crew._threads, "the end of the thread")
+    first = one_worker.call(threading.get_native_id)
+    until(lambda: not one_worker._threads, "the end of the thread")
 
-    assert crew.call(lambda: "again") == "again"
+    assert one_worker.call(lambda: "again") == "again"
     assert first != threading.get_native_id()
 
 
-def test_thread_survives_an_injected_exception(crew):
+def test_thread_survives_an_injected_exception(one_worker):
     """An exception that C code raises in it, as by `PyThreadState_SetAsyncExc`, ends one call."""
     import ctypes  # noqa: PLC0415 - needed here alone
 
@@ -210,11 +214,11 @@ def test_thread_survives_an_injected_exception(crew):
 
     for _ in range(20):
         with pytest.raises((KeyboardInterrupt, StoreError)):
-            crew.call(strike)
-        assert crew.call(lambda: 1, patience=SOON) == 1
+            one_worker.call(strike)
+        assert one_worker.call(lambda: 1, patience=SOON) == 1
 
 
-def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatch):
+def test_thread_that_is_struck_while_it_ends_gives_up_its_place(one_worker, monkeypatch):
     """An exception in its last act keeps no later call from being made."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     struck = []
@@ -224,31 +228,33 @@ def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatc
             struck.append(1)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(crew, "_at_end", strike)
-    crew.call(lambda: None)
-    until(lambda: struck and not crew._threads, "the end of the thread")
+    monkeypatch.setattr(one_worker, "_at_end", strike)
+    one_worker.call(lambda: None)
+    until(lambda: struck and not one_worker._threads, "the end of the thread")
 
-    assert crew.call(lambda: 1, patience=SOON) == 1
+    assert one_worker.call(lambda: 1, patience=SOON) == 1
 
 
-def test_slot_of_a_dead_thread_is_reused(crew, monkeypatch):
+def test_slot_of_a_dead_thread_is_reused(one_worker, monkeypatch):
     """One that ended without giving up its place is not waited for."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
     ends = []
-    monkeypatch.setattr(crew, "_leave", lambda *_: ends.append(1))
-    crew.call(lambda: None)
-    until(lambda: ends and all(thread.is_dead for thread in crew._threads.values()), "its end")
+    monkeypatch.setattr(one_worker, "_leave", lambda *_: ends.append(1))
+    one_worker.call(lambda: None)
+    until(
+        lambda: ends and all(thread.is_dead for thread in one_worker._threads.values()), "its end"
+    )
     monkeypatch.undo()
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
 
-    assert crew.call(lambda: 1, patience=SOON) == 1
+    assert one_worker.call(lambda: 1, patience=SOON) == 1
 
 
 def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
     """An interrupt came before it was started, while another thread makes the calls."""
     monkeypatch.setattr(worker, "START_FIRST", 0.01)
-    crew = Worker("test-worker", most=2)
+    one_worker = Worker("test-worker", most=2)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -256,27 +262,27 @@ def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(_thread, "start_new_thread", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            crew._start(0)
-    crew._start(1)
+            one_worker._start(0)
+    one_worker._start(1)
 
-    assert crew.suspend(PATIENCE)
-    assert crew._threads == {}
-    crew.close("over")
+    assert one_worker.suspend(PATIENCE)
+    assert one_worker._threads == {}
+    one_worker.close("over")
 
 
-def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
+def test_thread_that_begins_too_late_makes_no_call(one_worker, monkeypatch):
     """Its place was given to another one, and two would write at once."""
     began, start = [], _thread.start_new_thread
     monkeypatch.setattr(_thread, "start_new_thread", lambda *call: began.append(call))
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
-    crew._start_patience = 0.01
-    caller = threading.Thread(target=crew.call, args=(lambda: None,))
+    one_worker._start_patience = 0.01
+    caller = threading.Thread(target=one_worker.call, args=(lambda: None,))
     caller.start()
     until(lambda: len(began) > 1, "the second thread")
     run, (number, late) = began[0]
     run(number, late)
-    current = crew._threads.get(number)
+    current = one_worker._threads.get(number)
     run, arguments = began[-1]
     start(run, arguments)
     caller.join()
@@ -285,35 +291,35 @@ def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
     assert not late.running
 
 
-def test_stack_that_is_full_leaves_no_call_waiting(crew):
+def test_stack_that_is_full_leaves_no_call_waiting(one_worker):
     """Wherever the last Python call does not fit any more, the next call is made."""
     task = Task()
 
     def behind(calls):
-        return behind(calls - 1) if calls else crew.call(task)
+        return behind(calls - 1) if calls else one_worker.call(task)
 
     for calls in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit(), 1):
         try:
             behind(calls)
         except RecursionError:
             before = task.ended
-            crew.call(task)
+            one_worker.call(task)
             assert task.ended == task.begun == before + 1
 
 
-def test_forked_child_makes_calls_in_its_own_thread(crew):
+def test_forked_child_makes_calls_in_its_own_thread(one_worker):
     """A fork forgets the thread, and the parent goes on."""
-    crew.call(str)
+    one_worker.call(str)
 
     def child():
-        crew.after_fork_in_child()
-        return crew.call(lambda: "child")
+        one_worker.after_fork_in_child()
+        return one_worker.call(lambda: "child")
 
     assert in_child(child) == "child"
-    assert crew.call(lambda: "parent") == "parent"
+    assert one_worker.call(lambda: "parent") == "parent"
 
 
-def test_call_that_a_fork_interrupts_is_refused_in_the_child(crew):
+def test_call_that_a_fork_interrupts_is_refused_in_the_child(one_worker):
     """What was handed over before is the parent's; the child does not wait for it."""
     go, answers = threading.Event(), []
 
@@ -326,7 +332,7 @@ def test_call_that_a_fork_interrupts_is_refused_in_the_child(crew):
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            crew.after_fork_in_child()
+            one_worker.after_fork_in_child()
             child.append(writer)
             return None
         os.close(writer)
@@ -341,7 +347,7 @@ def test_call_that_a_fork_interrupts_is_refused_in_the_child(crew):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         try:
-            crew.call(lambda: go.wait(PATIENCE))
+            one_worker.call(lambda: go.wait(PATIENCE))
         except StoreError as error:
             if child:
                 import os  # noqa: PLC0415
@@ -355,20 +361,20 @@ def test_call_that_a_fork_interrupts_is_refused_in_the_child(crew):
     assert answers == [b"test-worker: this process was forked in the middle of a call"]
 
 
-def test_signal_handler_can_make_a_call(crew):
+def test_signal_handler_can_make_a_call(one_worker):
     """A handler that interrupts the waiting is served when the thread is free, or is told."""
     told = []
 
     def handler(*_):
         try:
-            told.append(crew.call(lambda: "handler", patience=0.05))
+            told.append(one_worker.call(lambda: "handler", patience=0.05))
         except DatabaseBusy:
             told.append("busy")
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        crew.call(lambda: time.sleep(0.5))
+        one_worker.call(lambda: time.sleep(0.5))
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -382,7 +388,9 @@ def test_signal_handler_can_make_a_call(crew):
         ("uwsgi", SimpleNamespace(opt={b"master": True})),
     ],
 )
-def test_where_threads_do_not_run_the_caller_makes_the_call(crew, monkeypatch, name, replaced):
+def test_where_threads_do_not_run_the_caller_makes_the_call(
+    one_worker, monkeypatch, name, replaced
+):
     """Under gevent, and under uWSGI without `enable-threads`, nothing waits for a thread."""
     if name == "uwsgi":
         monkeypatch.setitem(sys.modules, name, replaced)
@@ -390,23 +398,23 @@ def test_where_threads_do_not_run_the_caller_makes_the_call(crew, monkeypatch, n
         monkeypatch.setattr(_thread, name, replaced)
 
     assert not threads_run()
-    assert crew.call(threading.get_ident) == threading.get_ident()
+    assert one_worker.call(threading.get_ident) == threading.get_ident()
     assert not is_own_thread()
 
 
-def test_thread_that_never_runs_is_not_waited_for(crew, monkeypatch):
+def test_thread_that_never_runs_is_not_waited_for(one_worker, monkeypatch):
     """After a bounded time the caller makes the call itself."""
     monkeypatch.setattr(worker, "START_FIRST", 0.01)
     monkeypatch.setattr(worker, "START_LAST", 0.02)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(_thread, "start_new_thread", lambda *_: 1)
-    crew._start_patience = 0.01
+    one_worker._start_patience = 0.01
 
-    assert crew.call(threading.get_ident) == threading.get_ident()
+    assert one_worker.call(threading.get_ident) == threading.get_ident()
 
 
-def test_system_without_a_thread_left_makes_the_call_in_the_caller(crew, monkeypatch):
+def test_system_without_a_thread_left_makes_the_call_in_the_caller(one_worker, monkeypatch):
     """`can't start new thread` is no reason to fail."""
 
     def refuse(*_):
@@ -415,32 +423,34 @@ def test_system_without_a_thread_left_makes_the_call_in_the_caller(crew, monkeyp
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
 
-    assert crew.call(threading.get_ident) == threading.get_ident()
+    assert one_worker.call(threading.get_ident) == threading.get_ident()
 
 
-def test_closed_worker_refuses_every_call(crew):
+def test_closed_worker_refuses_every_call(one_worker):
     """Those that wait are told, too."""
     go, busy, told = threading.Event(), threading.Event(), []
-    blocker = threading.Thread(target=crew.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),))
+    blocker = threading.Thread(
+        target=one_worker.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),)
+    )
 
     def wait():
         with pytest.raises(StoreError, match="it is closed"):
-            crew.call(str)
+            one_worker.call(str)
         told.append("refused")
 
     waiter = threading.Thread(target=wait)
     blocker.start()
     assert busy.wait(PATIENCE)
     waiter.start()
-    until(lambda: not crew._queue.empty(), "the second call")
-    closer = threading.Thread(target=crew.close, args=("it is closed", PATIENCE))
+    until(lambda: not one_worker._queue.empty(), "the second call")
+    closer = threading.Thread(target=one_worker.close, args=("it is closed", PATIENCE))
     closer.start()
-    until(lambda: crew._closed is not None, "the call of close")
+    until(lambda: one_worker._closed is not None, "the call of close")
     go.set()
     for thread in (closer, blocker, waiter):
         thread.join(PATIENCE)
     with pytest.raises(StoreError, match="it is closed"):
-        crew.call(str)
+        one_worker.call(str)
 
     assert told == ["refused"]
 
