@@ -41,11 +41,11 @@ class Statement:
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any]:
         """Execute the statement and return its rows as tuples."""
-        cursor = self._execute(connection, values)
         try:
-            return cursor.fetchall()
+            return self._execute(connection, values).fetchall()
         except BaseException:
             # A statement that has not ended keeps its transaction open, even after a COMMIT.
+            # Python 3.10 fetches the first row in `execute`.
             connection.renew_cursor()  # type: ignore[attr-defined]  # of `dialect`
             raise
 

@@ -10,13 +10,14 @@ import time
 from contextlib import closing
 
 import pytest
+from sqlalchemy import text
 
 from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.storage import writer
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.database import Database
-from jobcore.storage.statement import driver_of
+from jobcore.storage.statement import Statement, driver_of
 from jobcore.storage.writer import Observer
 from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, until
@@ -40,6 +41,25 @@ def run(connection, statement, *values):
 def note(opened, text, **options):
     """Commit one row."""
     opened.write(lambda connection: run(connection, "INSERT INTO note VALUES (?)", text), **options)
+
+
+def test_unreadable_text_leaves_no_statement_open(opened, database):
+    """A change may go on after it; the next one sees what others have committed meanwhile."""
+    opened.write(
+        lambda connection: run(connection, "INSERT INTO note VALUES (CAST(x'ff' AS TEXT))")
+    )
+    every = Statement(text("SELECT text FROM note"))
+
+    def read(connection):
+        with pytest.raises(sqlite3.OperationalError, match="UTF-8"):
+            every(connection)
+
+    opened.write(read)
+    with closing(sqlite3.connect(database)) as other, other:
+        other.execute("INSERT INTO note VALUES ('theirs')")
+    opened.write(
+        lambda connection: run(connection, "INSERT INTO note VALUES ('ours')"), patience=1.0
+    )
 
 
 def notes(opened):
