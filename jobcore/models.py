@@ -7,7 +7,7 @@ They are frozen: each shows what was stored when it was read, and never changes.
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, final
 from uuid import UUID
@@ -26,6 +26,7 @@ from jobcore.command import Command, CommandView
 from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt
+from jobcore.hooks import stored_hooks
 from jobcore.lifecycle import PipelineStatus, Reason, Status, Trigger
 from jobcore.retries import Retries
 from jobcore.structured_lines import object_in
@@ -248,11 +249,22 @@ class Pipeline(_Public):
     _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified", "next_tick", "paused")
     # Not a field, so it is in no JSON and no repr: its environment may hold secrets.
     _command: Command | None = PrivateAttr(default=None)
+    _hooks: str | None = PrivateAttr(default=None)  # likewise, as they are stored
 
     @property
     def command(self) -> Command | None:
         """The command that it runs; None if it has a script."""
         return self._command
+
+    @property
+    def hooks(self) -> Mapping[str, Sequence[Command]]:
+        """
+        What runs after its jobs, by `on_complete`, `on_error` and `on_stopped`.
+
+        Raises:
+            DatabaseCorrupt: They are stored as something else.
+        """
+        return stored_hooks(self._hooks)
 
     @classmethod
     def from_row(cls, row: Any) -> "Self":
@@ -277,6 +289,7 @@ class Pipeline(_Public):
         made = cls._checked(fields)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
+        made._hooks = row.hooks  # noqa: SLF001 - likewise
         return made
 
 

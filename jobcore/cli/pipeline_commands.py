@@ -216,6 +216,12 @@ def show_pipeline(
         if found.script is None:
             facts["command"] = str(CommandView.from_json(command.to_json()))
         facts |= {"cwd": command.cwd, "env": ", ".join(sorted(command.env)) or None}
+    facts |= {
+        f"on{hook[3:].title()}": "; ".join(
+            str(CommandView.from_json(one.to_json())) for one in commands
+        )
+        for hook, commands in found.hooks.items()
+    }
     output.print_rows(("", ""), facts.items())
 
 

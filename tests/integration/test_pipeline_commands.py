@@ -99,6 +99,10 @@ def test_scripts_run_after_the_jobs_of_a_pipeline(running_jobs, database):
         scripts = [one for one in running_jobs.list_jobs() if one.hook_of == job.id]
         return [line.text for one in scripts for line in running_jobs.logs(one.id)]
 
+    shown, _ = in_a_pipe(database, [["pipeline", "show", "load"]])
+    assert "\nonError\techo changed\n" in shown
+    assert "onComplete" not in shown
+    assert [*load.hooks] == ["on_error"]
     assert outputs() == ["changed"]
     in_a_pipe(database, [["pipeline", "set", "load", "--", "true"]])
     assert outputs() == []
