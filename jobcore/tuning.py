@@ -49,6 +49,8 @@ COMPRESSION_LEVEL = 1
 #: Segments read in one transaction. It must be short: an open read transaction keeps the
 #: write-ahead log from being truncated.
 SEGMENTS_READ_AT_ONCE = 8
+#: The same for segments of a few lines, which are merged when they fill a large one.
+UNMERGED_READ_AT_ONCE = 64
 
 # --- the dispatcher's thread --------------------------------------------------
 

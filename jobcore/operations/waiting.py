@@ -32,7 +32,7 @@ from jobcore.storage import log_segments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
-from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST, SEGMENTS_READ_AT_ONCE
+from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end. After
 #: `STEADY_LOOKS` without anything new, the first doubles until it is the second. When a manager
@@ -560,7 +560,7 @@ class Waiter:
                 segments = log_segments.segments_before(connection, run.number, sequence, most)
             if not segments:
                 return
-            most = SEGMENTS_READ_AT_ONCE
+            most = log_segments.count_to_read(segments)
             for segment in segments:
                 sequence = segment.first_sequence
                 known = len(last.pieces)
@@ -580,7 +580,7 @@ class Waiter:
             with self._database.read() as connection:
                 require(run, transitions.find(connection, run.number))
                 segments = log_segments.segments_from(connection, run.number, sequence, most)
-            begun, most = sequence, SEGMENTS_READ_AT_ONCE
+            begun, most = sequence, log_segments.count_to_read(segments)
             for segment in segments:
                 there = log_segments.end_of(segment) - sequence
                 if there <= 0:

@@ -22,6 +22,7 @@ from jobcore.tuning import (
     LINES_OF_FRAME,
     SEGMENT_BYTES,
     SEGMENTS_READ_AT_ONCE,
+    UNMERGED_READ_AT_ONCE,
 )
 
 _STREAMS_APART = ("stdout", "stderr")
@@ -208,6 +209,12 @@ def segments_before(
     """Return up to `most` segments that begin before the line `sequence`, last one first."""
     values = {"number": number, "sequence": sequence, "most": most}
     return connection.execute(_BEFORE, values).all()
+
+
+def count_to_read(segments: Sequence[Row[Any]]) -> int:
+    """Return how many segments to read after these: more if they are not merged yet."""
+    size = sum(row.raw_bytes for row in segments)
+    return SEGMENTS_READ_AT_ONCE if size > SEGMENT_BYTES else UNMERGED_READ_AT_ONCE
 
 
 def see_frames(

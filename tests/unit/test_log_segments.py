@@ -10,6 +10,7 @@ import pytest
 from jobcore import InvalidTransition, JobDeleted, JobNotFound, Status, WaitTimeout
 from jobcore.storage import log_segments
 from jobcore.supervisor import frames
+from jobcore.testing.parts import parts
 from tests.jobfiles import log_of, sql
 
 
@@ -260,3 +261,18 @@ def test_streams_keep_their_names(jobs, scripted):
     assert [line.stream for line in jobs.logs(run.id)] == [
         "system", "output", "stdout", "stderr", "progress",
     ]  # fmt: skip
+
+
+def test_segments_of_one_line_are_read_many_at_once(jobs, own, monkeypatch):
+    """A log that is not merged yet takes few transactions to read, forwards and from its end."""
+    for number in range(200):
+        jobs.append_log(own.id, f"line {number}")
+    database = parts(jobs).database
+    reads, read = [], type(database).read
+    monkeypatch.setattr(type(database), "read", lambda self: reads.append(None) or read(self))
+
+    assert [line.sequence for line in jobs.logs(own.id)] == list(range(200))
+    assert len(reads) <= 10
+    reads.clear()
+    assert [line.sequence for line in jobs.tail(own.id, 150)] == list(range(50, 200))
+    assert len(reads) <= 12
