@@ -335,7 +335,7 @@ def keeping(jobs: JobManager) -> tuple[object, ...]:
     for rule in rules + jobs.set_retention(keep=None, statuses=Status.COMPLETE):
         print(rule.statuses, rule.keep, rule.count, jobs.retention())
     exported: Iterator[str] = jobs.export_jobs(["text", UUID(int=0)], with_commands=True)
-    read: Imported = jobs.import_jobs(exported, workspace_id="text")
+    read: Imported = jobs.import_jobs(exported, workspace_id="text", with_pickles=True)
     print(read.created, read.existing, read.skipped)
     copy: Backup = jobs.backup("copy.db", replace=True)
     what: tuple[str, int, dict[Status, int], int] = (
@@ -557,6 +557,7 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
     )
     late: tuple[str, float] = (pipeline.catch_up, pipeline.late_after)
     after: list[str] | None = pipeline.triggered_by or pipeline.requires
+    hooks: list[Command] = [one for several in pipeline.hooks.values() for one in several]
     held: tuple[str | None, datetime | None] = (pipeline.group, pipeline.paused)
     what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
     status: PipelineStatus = pipeline.status
@@ -568,6 +569,7 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
         when,
         late,
         after,
+        hooks,
         held,
         what,
         where,
