@@ -44,22 +44,30 @@ def _duration(value: Any, handler: Any, info: Any) -> Any:
     return None if value is None else durations.seconds(value, info.field_name, CommandError)
 
 
+def _delays(value: Any, handler: Any, info: Any) -> Any:
+    if isinstance(value, list):
+        return [_duration(one, handler, info) for one in value]
+    return _duration(value, handler, info)
+
+
 def _text_of_number(value: Any) -> Any:
     """Return an integer as text, as `LEVEL: 3` means. Other numbers have several spellings."""
     return str(value) if checks.is_integer(value) else value
 
 
-_Duration = Annotated[
-    float | None,
-    WrapValidator(_duration),
+_DURATION_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": durations.PATTERN},
+        {"type": "null"},
+    ]
+}
+_Duration = Annotated[float | None, WrapValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
+_Delays = Annotated[
+    float | list[float] | None,
+    WrapValidator(_delays),
     WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0},
-                {"type": "string", "pattern": durations.PATTERN},
-                {"type": "null"},
-            ]
-        }
+        {"anyOf": [*_DURATION_SCHEMA["anyOf"], {"type": "array", "items": _DURATION_SCHEMA}]}
     ),
 ]
 _Text = Annotated[str, AfterValidator(lambda value: checks.text(value, "it", CommandError))]
@@ -75,7 +83,9 @@ class RetriesEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, title="Retries")
 
     max: int = Field(ge=0, le=MOST_RETRIES, description="The largest number of retries.")
-    delay: _Duration = Field(10.0, description="The pause before the first retry.")
+    delay: _Delays = Field(
+        10.0, description="The pause before the first retry; or a list of the pauses before each."
+    )
     factor: float = Field(
         2.0, description="Each pause is this many times as long as the one before."
     )

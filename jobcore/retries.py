@@ -31,7 +31,9 @@ class Retries:
 
     Args:
         max: The largest number of retries, up to 1,000.
-        delay: Seconds between the end of the first attempt and the first retry.
+        delay: Seconds between the end of the first attempt and the first retry. Or the delays
+            before each retry, such as `(10, 60, 300)`, of which the last one repeats; `factor`
+            and `max_delay` do not matter then.
         factor: How many times as long each delay is as the one before; 1: all are the same.
         max_delay: The longest delay, in seconds.
         jitter: Which part of each delay is random, from 0 to 1, so that jobs that failed together
@@ -45,7 +47,7 @@ class Retries:
     """
 
     max: int
-    delay: float = 10.0
+    delay: float | tuple[float, ...] = 10.0
     factor: float = 2.0
     max_delay: float = 3600.0
     jitter: float = 0.0
@@ -63,7 +65,7 @@ class Retries:
         words = checks.several(self.on, "on")
         kept = {
             "max": checks.integer(self.max, "max", 0, MOST_RETRIES),
-            "delay": checks.seconds(self.delay, "delay"),
+            "delay": _delays(self.delay),
             "factor": _number(self.factor, "factor", 1.0, _LARGEST_FACTOR),
             "max_delay": checks.seconds(self.max_delay, "max_delay"),
             "jitter": _number(self.jitter, "jitter", 0.0, 1.0),
@@ -120,9 +122,13 @@ def delay_after(retries: Retries, attempt: int, job_id: UUID) -> float:
         job_id: The job that has ended. Its random digits are the source of the jitter, so the
             same job always has the same delay.
     """
-    grown = retries.delay * retries.factor ** min(max(attempt, 1) - 1, _MOST_POWER)
+    before, delay = max(attempt, 1) - 1, retries.delay
+    if isinstance(delay, tuple):
+        pause = delay[min(before, len(delay) - 1)]
+    else:
+        pause = min(delay * retries.factor ** min(before, _MOST_POWER), retries.max_delay)
     chance = (job_id.int & 0xFFFF_FFFF) / 2**32
-    return min(grown, retries.max_delay) * (1 + retries.jitter * (2 * chance - 1))
+    return pause * (1 + retries.jitter * (2 * chance - 1))
 
 
 def checked_retries(value: Retries | int | None) -> Retries | None:
@@ -133,6 +139,14 @@ def checked_retries(value: Retries | int | None) -> Retries | None:
     if not checks.is_integer(given):
         raise ArgumentError(f"retries must be a number or Retries, not {type(given).__name__}")
     return Retries(value)
+
+
+def _delays(given: Any) -> float | tuple[float, ...]:
+    if not isinstance(given, (list, tuple)):
+        return checks.seconds(given, "delay")
+    if not 1 <= len(given) <= MOST_RETRIES:
+        raise ArgumentError(f"delay must have 1 to {MOST_RETRIES} values, not {len(given)}")
+    return tuple(checks.seconds(one, "delay") for one in given)
 
 
 def _number(value: Any, what: str, least: float, most: float) -> float:

@@ -543,7 +543,7 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
     again: Retries | None = pipeline.retries
     if again is not None:
         stored: Retries = Retries.from_json(again.to_json())
-        pauses: tuple[int, float, float, float] = (
+        pauses: tuple[int, float | tuple[float, ...], float, float] = (
             again.max,
             again.delay,
             again.factor,

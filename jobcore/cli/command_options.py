@@ -145,11 +145,12 @@ RetryCount = Annotated[
     ),
 ]
 RetryDelay = Annotated[
-    float | None,
+    Any,  # a number or several, a union of types that typer does not take
     typer.Option(
-        parser=delay,
-        metavar="TIME",
-        help="Pause before the first retry; each further one is twice as long, up to an hour. [10]",
+        parser=values.delays,
+        metavar="TIME[,TIME...]",
+        help="Pause before the first retry; each further one is twice as long, up to an hour. Or "
+        "the pauses before each, such as 10,1m,5m. [10]",
     ),
 ]
 RetryOns = Annotated[
@@ -219,7 +220,9 @@ def scripts(texts: Sequence[str] | None) -> list[Command] | None:
     return [Command(text, shell=True) for text in texts] if texts else None
 
 
-def retry_policy(most: int, pause: float | None, on: list[RetryOn] | None) -> Retries | None:
+def retry_policy(
+    most: int, pause: float | tuple[float, ...] | None, on: list[RetryOn] | None
+) -> Retries | None:
     """Return the retries that the options say; None: there are none."""
     if not most:
         if pause is not None or on:

@@ -37,6 +37,13 @@ def delay(text: Any) -> float:
     return seconds
 
 
+def delays(text: Any) -> float | tuple[float, ...]:
+    """Return a number of seconds, or several that commas separate."""
+    if not isinstance(text, str) or "," not in text:
+        return delay(text)
+    return tuple(delay(one.strip()) for one in text.split(","))
+
+
 def age(text: Any) -> float:
     """Return an age such as `30d`, `12h` or `90` in seconds."""
     try:

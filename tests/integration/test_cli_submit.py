@@ -120,12 +120,14 @@ def test_scripts_run_at_the_end_of_a_job(cli, database):
 def test_job_is_tried_again(cli, database):
     """So often, after such endings, with a pause."""
     cli("submit", "--retries", "2", "--retry-delay", "0", "--", "false")
-    cli("submit", "--retries", "1", "--retry-on", "timeout", "--retry-delay", "5m", "--", "false")
+    cli(
+        "submit", "--retries", "1", "--retry-on", "timeout", "--retry-delay", "5m,1h", "--", "false"
+    )
     first, second, *others = drained(database)
 
     assert [(job.attempt, job.retry_of is None) for job in (first, second)] == [(1, True)] * 2
     assert [job.attempt for job in others] == [2, 3]
-    assert (second.retries.delay, second.retries.on) == (300, ("timeout",))
+    assert (second.retries.delay, second.retries.on) == ((300, 3600), ("timeout",))
 
 
 def test_submit_with_a_key_can_be_repeated(cli, database):
@@ -245,6 +247,7 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
         (["submit"], "argv is empty"),
         (["submit", "--run-if", "failed", "--", "true"], "--run-if needs --after"),
         (["submit", "--retry-delay", "1m", "--", "true"], "need --retries"),
+        (["submit", "--retries", "1", "--retry-delay", "1,x", "--", "true"], "not 'x'"),
         (["submit", "--retries", "1001", "--", "true"], "--retries': it must be an integer, from"),
         (
             ["submit", "--retries", "1", "--retry-delay", "1" + "0" * 10, "--", "true"],

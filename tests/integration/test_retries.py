@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ import pytest
 
 from jobcore import (
     CommandError,
+    Job,
     JobManager,
     Pipeline,
     PipelineAlreadyRunning,
@@ -334,6 +336,19 @@ def test_pipeline_retries_follow_the_policy(jobs, clock):
 
     assert waits == [2, 6, 100]
     assert len(jobs.list_jobs()) == 4
+
+
+def test_listed_pauses_are_taken_in_turn(jobs, clock):
+    """The last one repeats; JSON has them as a list."""
+    job = jobs.submit(["true"], retries=Retries(3, delay=(5, 60)))
+    for pause in (5, 60, 60):
+        end(jobs, job, 1)
+        (job,) = jobs.list_jobs(status=Status.QUEUED)
+        assert (job.next_attempt - jobs.get_job(job.retry_of).end_time).total_seconds() == pause
+        clock.advance(pause)
+
+    assert json.loads(job.model_dump_json())["retries"]["delay"] == [5, 60]
+    assert Job.model_validate_json(job.model_dump_json()).retries == job.retries
 
 
 def test_retries_and_max_retries_of_a_pipeline_agree(jobs):

@@ -79,6 +79,19 @@ def test_the_delay_follows_the_given_values():
     assert delay_after(Retries(1000, 0), 1000, uuid4()) == 0
 
 
+def test_delays_can_be_listed():
+    """The last one repeats; `factor` and `max_delay` do not matter, and the jitter does."""
+    policy = Retries(5, delay=[10, 60, 7200], factor=9, max_delay=1)
+
+    assert policy.delay == (10.0, 60.0, 7200.0)
+    assert [delay_after(policy, n, uuid4()) for n in (0, 1, 2, 3, 4, 1000)] == [
+        10, 10, 60, 7200, 7200, 7200,
+    ]  # fmt: skip
+    assert delay_after(Retries(1, (10,), jitter=0.2), 1, UUID(int=0)) == 8
+    assert Retries.from_json(policy.to_json()) == policy
+    assert hash(policy) == hash(Retries(5, (10, 60, 7200), 9, 1))
+
+
 def test_jitter_comes_from_the_id_of_the_job():
     """The same job always has the same delay, and the delays of many jobs fill the range."""
     policy = Retries(3, delay=10, jitter=0.2)
@@ -96,7 +109,8 @@ def test_jitter_comes_from_the_id_of_the_job():
     "wrong",
     [
         {"max": -1}, {"max": 1001}, {"max": 1.0}, {"max": True}, {"max": None},
-        {"delay": -1}, {"delay": "x"}, {"delay": float("nan")}, {"delay": 1e10},
+        {"delay": -1}, {"delay": []}, {"delay": [1, -1]}, {"delay": ["1"]}, {"delay": [1] * 1001},
+        {"delay": "x"}, {"delay": float("nan")}, {"delay": 1e10},
         {"factor": 0.5}, {"factor": 1001}, {"factor": None}, {"max_delay": -0.1},
         {"jitter": 1.1}, {"jitter": -0.1}, {"on": ()}, {"on": "never"}, {"on": ("error", 1)},
         {"on": None},

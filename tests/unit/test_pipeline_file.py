@@ -228,6 +228,12 @@ def test_retries_are_a_number_or_all_about_them():
         "pipelines: {a: {script: x, retries: {max: 2, delay: 5m, on: [error, timeout]}}}"
     ).fields()
 
+    several = entry("pipelines: {a: {script: x, retries: {max: 2, delay: [10, 5m]}}}").fields()
+
+    assert several["retries"] == Retries(2, delay=(10, 300))
+    assert problems("pipelines: {a: {script: x, retries: {max: 2, delay: [10, x]}}}")[0].startswith(
+        "/srv/p.yml:1: a.retries.delay: delay must be a number of seconds, or a text such as 90s"
+    )
     assert (number["retries"], number["max_retries"]) == (Retries(3), 3)
     assert (whole["retries"], whole["max_retries"]) == (
         Retries(2, delay=300, on=("error", "timeout")), 2,
