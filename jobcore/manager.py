@@ -2002,7 +2002,7 @@ class JobManager:
 
         Raises:
             WaitTimeout: There is still work after `timeout` seconds.
-            SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
+            SpawnError, StoreError: This manager cannot start or read any of the jobs; see `wait`.
             ArgumentError: `timeout` is not a number.
         """
         self._waiter.drain(self._drained(), self._running_elsewhere, timeout)

@@ -201,7 +201,7 @@ class Pipeline(_Public):
         name: Its name, by which other pipelines refer to it in `triggered_by`.
         status: Whether changes to it have been processed; not whether it is running.
         script: The script that it runs with `/bin/sh -c`; None: it runs `command`.
-        timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
+        timeout: Seconds for each job, as `Command.timeout`; None: no limit for each job.
         max_retries: How often a job that ended ERROR is tried again, after pauses of 10, 20,
             40 seconds and so on, up to an hour, unless `retries` says otherwise.
         retries: After which endings, and after what pauses, a job is tried again; None: as

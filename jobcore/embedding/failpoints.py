@@ -78,7 +78,7 @@ HOST = (
 
 #: A request was received, with its three descriptors; the host's byte 0 is still held.
 REQUEST_RECEIVED = "request received"
-#: Byte 1 of the lock is held, through an open file description of its own.
+#: Byte 1 of the lock is held through a separate open file description.
 LOCK_TAKEN = "lock taken"
 #: Byte 0 is free, also for copies of the descriptor that a fork of the host may have made.
 BYTE_0_RELEASED = "byte 0 released"
@@ -139,7 +139,7 @@ def reach(point: str, host: object = None) -> None:
     Args:
         point: One of the constants above.
         host: The `Database` of the manager that reached the point; None in a supervisor,
-            which is a process of its own.
+            which is a separate process.
     """
     for callback in armed:
         callback(point, host)

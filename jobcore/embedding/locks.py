@@ -168,7 +168,7 @@ class Lock:
 
 
 class Condition:
-    """Wakes waiting threads. Each waits for a lock of its own, so an interrupt harms no other."""
+    """Wakes waiting threads. Each waits for its own lock, so an interrupt harms no other."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[_thread.LockType, Callable[[], bool]]] = deque()

@@ -64,7 +64,7 @@ T = TypeVar("T")
 #: The state of a call: a thread makes it, or its caller has withdrawn it.
 _BEGUN, _WITHDRAWN = "begun", "withdrawn"
 
-#: Jobcore's own threads, by `get_ident`. Signal handlers raise in none of them.
+#: Jobcore's own threads, by `get_ident`. Signal handlers do not raise in them.
 _OWN_THREADS: set[int] = set()
 
 
@@ -100,7 +100,7 @@ def end_own_thread() -> None:
 
 
 def forget_own_threads() -> None:
-    """Unregister all threads, in a forked child, which has none of its parent's threads."""
+    """Unregister all threads, in a forked child, which does not have its parent's threads."""
     _OWN_THREADS.clear()
 
 

@@ -84,7 +84,7 @@ class Adoption:
             GATE.close(self.slots.popitem()[1])
 
     def forget(self) -> None:
-        """Begin anew, in a forked child: the gate has closed the descriptors."""
+        """Start over in a forked child: the gate has closed the descriptors."""
         self.slots.clear()
         self.remaining = False
 

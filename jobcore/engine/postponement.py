@@ -196,7 +196,7 @@ class Postponement:
         return lines
 
     def forget(self) -> None:
-        """Begin anew in a forked child: these failures are the parent's."""
+        """Start over in a forked child: these failures are the parent's."""
         self._failures.clear()
 
     def _forget_old(self, now: float) -> None:

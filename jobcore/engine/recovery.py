@@ -611,7 +611,7 @@ class Recovery:
             schema.renew_root(driver_of(connection), self._database.path)
             transitions.ignore_left(connection)
             dependencies.repair(connection)
-            counts.count_anew(driver_of(connection))
+            counts.count_again(driver_of(connection))
 
         try:
             self._database.write(change)

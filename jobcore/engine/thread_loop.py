@@ -66,7 +66,7 @@ class Loop:
         _close_at_exit(self)
 
     def forget(self) -> None:
-        """Begin anew in a forked child, which lacks the thread and whose gate closed the pipe."""
+        """Start over in a forked child, which lacks the thread and whose gate closed the pipe."""
         self._starting = Lock()
         self._thread = None
 

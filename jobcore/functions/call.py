@@ -178,7 +178,7 @@ def _check_fit(target: object, name: str, args: list[Any], kwargs: dict[str, Any
     if isinstance(target, str):
         return
     try:
-        # Do not follow `__wrapped__`: a decorator may add arguments of its own.
+        # Do not follow `__wrapped__`: a decorator may add arguments.
         signature = inspect.signature(cast("Callable[..., Any]", target), follow_wrapped=False)
     except Exception:  # noqa: BLE001 - some builtins have no signature, and objects may raise
         return

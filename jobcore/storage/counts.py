@@ -124,7 +124,7 @@ def fill(table: str) -> str:
     return f"INSERT INTO {table} (batch, {TABLES[table]}, type, {_COLUMNS}) {TRUE[table]}"
 
 
-def count_anew(connection: sqlite3.Connection) -> None:
+def count_again(connection: sqlite3.Connection) -> None:
     """Count all jobs again and replace the stored counts. Needs a write transaction."""
     for table in TABLES:
         connection.execute(f"DELETE FROM {table}")

@@ -161,7 +161,7 @@ def extend(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     (text,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'job'").fetchone()
     for name, rule in _CONSTRAINTS.items():
-        # In the stored text each constraint is a line of its own. No rule contains a backslash.
+        # In the stored text each constraint has its own line. No rule contains a backslash.
         text, found = re.subn(
             rf"CONSTRAINT {name} CHECK \(.*\)(?=,? *$)",
             f"CONSTRAINT {name} CHECK ({rule})",

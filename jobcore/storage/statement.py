@@ -22,7 +22,7 @@ from jobcore.errors import DatabaseCorrupt
 
 T = TypeVar("T")
 
-#: Values in one statement. More would make its text, which SQLite parses anew, very long.
+#: Values in one statement. More would make its text, which SQLite parses each time, very long.
 MOST_VALUES = 500
 
 

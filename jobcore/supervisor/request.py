@@ -75,7 +75,7 @@ class Request:
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]
         self.linger: float = fields["linger"]
-        # An older host sends none of these, and cannot read the number of left processes.
+        # An older host does not send these, and cannot read the number of left processes.
         self.tells_left = "stop_signal" in fields
         self.stop_signal: int = fields.get("stop_signal", _signal.SIGTERM)
         self.stop_group: bool = fields.get("stop_group", False)

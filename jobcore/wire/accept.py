@@ -35,7 +35,7 @@ def log_type(accept: str | None) -> str:
             empty: any type is acceptable.
 
     Raises:
-        NotAcceptable: The header accepts none of these types.
+        NotAcceptable: The header does not accept any of these types.
     """
     ranges = _ranges(accept or "")
     if not ranges:

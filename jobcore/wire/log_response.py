@@ -230,7 +230,7 @@ def log_response(
             body ends. None: do not check.
 
     Raises:
-        NotAcceptable: The header accepts none of the media types of a log.
+        NotAcceptable: The header does not accept a media type of a log.
         InvalidParameter: `sequence` or `last_event_id` is not an unsigned integer.
         JobNotFound: No job has this id.
         TooManyFollowers: The limit of `followers` is reached.

@@ -33,7 +33,7 @@ def resident(pid, what):
 
 
 def forget_largest():
-    """Have the kernel begin anew with the largest size of this process."""
+    """Have the kernel start again with the largest size of this process."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 

@@ -24,7 +24,7 @@ TAKES_A_PLACE = (
 
 @in_rounds(smoke=1, full=20, long=True)
 def test_two_workers_that_are_killed_never_exceed_the_limit_of_the_file(tmp_path, rounds):
-    """Both are killed and started anew five times; no more than two jobs ever run at once."""
+    """Both are killed and restarted five times; no more than two jobs ever run at once."""
     for chance in rounds:
         database, places = str(tmp_path / f"{rounds.number}.db"), tmp_path / str(rounds.number)
         places.mkdir()

@@ -27,7 +27,7 @@ def failure(*args, **expected):
 
 
 def test_matching_facts_pass_and_return_the_job(jobs, job):
-    """Each argument alone, all together, and none; the job is read anew."""
+    """Each argument alone, all together, and none; the job is read again."""
     stale = job.model_copy(update={"status": Status.QUEUED})
 
     for expected in (

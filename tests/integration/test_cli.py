@@ -844,7 +844,7 @@ def watched(cli, queue):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_watch_shows_the_queue_as_it_changes(queue, watched, number):
-    """It shows counts and jobs anew, without what jobs could do to a terminal, until a signal."""
+    """It shows counts and jobs until a signal, without the control characters of jobs."""
     watched.sees("QUEUED 0 +RUNNING 0 ")
     job = queue.create_job("TASK", name="first \x1b[31mjob\x1b]0;title\x07")
     watched.sees("QUEUED 1 +RUNNING 0 ")

@@ -188,7 +188,7 @@ def test_a_stored_environment_is_shown_by_nothing(jobs, stage):
 
 
 def test_retry_gets_the_environment_of_the_retrier(jobs, database, stage):
-    """Asked for by hand, a retry is submitted anew, and says whose environment it gets."""
+    """A retry by hand is submitted again, and says whose environment it gets."""
     stage("first")
     job = jobs.submit(["sh", "-c", 'echo "$STAGE"; exit 1'], env_from="submitter")
     plain = jobs.submit(["false"])

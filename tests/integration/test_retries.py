@@ -184,7 +184,7 @@ def test_a_retry_that_completes_ends_the_chain(jobs):
 
 
 def test_a_new_run_has_all_its_attempts(jobs):
-    """Attempts are counted for each run anew, not for the pipeline."""
+    """Attempts are counted for each run, not for the pipeline."""
     pipeline = jobs.create_pipeline("p", ["true"], max_retries=1)
     for _ in range(2):
         end(jobs, jobs.create_job(pipeline_id=pipeline.id), 1)

@@ -494,7 +494,7 @@ def test_unknown_time_zone_is_logged_once(jobs, clock, database, caplog):
 
 
 def test_a_changed_schedule_counts_from_now(jobs, clock):
-    """A change of schedule or time zone computes the next tick anew; other changes leave it."""
+    """A change of schedule or time zone computes the next tick again; other changes leave it."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     clock.advance(60)
     hourly = jobs.update_pipeline(pipeline.id, schedule="@hourly")

@@ -262,7 +262,7 @@ def test_a_job_that_is_refused_does_not_count(database):
     ],
 )
 def test_changed_counts_are_found_and_repaired(database, statement):
-    """Doctor compares the counts with the jobs, and a repair counts anew."""
+    """Doctor compares the counts with the jobs, and a repair counts them again."""
     with JobManager(database, slots=0) as jobs:
         pipeline = jobs.create_pipeline("p", ["true"])
         jobs.create_job(pipeline_id=pipeline.id)

@@ -97,7 +97,7 @@ def test_answer_restarts_the_wait():
 
 @pytest.mark.parametrize("stop", [None, 1])
 def test_job_that_is_gone_is_forgotten(stop):
-    """A job that is kept no more begins anew."""
+    """A job that is no longer kept starts over."""
     overdue = Overdue()
     overdue.is_overdue(run(stop=stop), 0, 0.0)
     overdue.judge(1, 0.0, answers=False)

@@ -88,7 +88,7 @@ def test_file_of_a_living_owner_stays(ownership):
 
 
 def test_owner_lives_though_a_cleaner_removed_its_file(ownership):
-    """Without the file the process itself decides, and its next claim makes the file anew."""
+    """Without the file the process itself decides, and its next claim makes the file again."""
     child, name = owner_in_child(ownership)
     own = ownership.claim()
     root = Path(ownership._directories.path(""))

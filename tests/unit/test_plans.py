@@ -117,7 +117,7 @@ def fill(connection):
     )
     for _, text in guards:
         connection.execute(text)
-    counts.count_anew(connection)
+    counts.count_again(connection)
 
 
 def made_once(tmp_path_factory, name, make):
@@ -272,9 +272,9 @@ def chain(jobs):
     """Make, change, rename and delete pipelines that others trigger."""
     made = jobs.create_pipeline("made", ["true"], triggered_by=["p11", "P12"])
     jobs.update_pipeline(made.id, triggered_by=["p21", "p22"], timeout=3)
-    jobs.update_pipeline(made.id, name="made anew")
+    jobs.update_pipeline(made.id, name="renamed")
     with pytest.raises(PipelineCycle):
-        jobs.update_pipeline(f"{21:032x}", triggered_by=["made anew"])
+        jobs.update_pipeline(f"{21:032x}", triggered_by=["renamed"])
     jobs.get_pipeline(made.id)
     jobs.delete_pipeline(made.id)
 
