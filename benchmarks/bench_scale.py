@@ -91,7 +91,7 @@ def _multiply(connection: sqlite3.Connection, size: int) -> None:
         f"INSERT INTO job ({', '.join(columns)}) SELECT {copied} FROM n, job WHERE number = 1",
         (size,),
     )
-    counts.count_anew(connection)
+    counts.count_again(connection)
     for _, text in guards_of_rows:
         connection.execute(text)
     connection.execute("COMMIT")
