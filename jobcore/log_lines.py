@@ -67,6 +67,16 @@ class LineGroup(NamedTuple):
         some = self.raw_lines[first - self.first : last - self.first]
         return self._replace(first=first, line_count=len(some), raw=b"".join(some))
 
+    def parts(self) -> Iterator[LineGroup]:
+        """Yield the group in parts of at most `LINES_AT_ONCE` lines."""
+        if self.line_count <= LINES_AT_ONCE:
+            yield self
+            return
+        raw_lines = self.raw_lines
+        for begin in range(0, self.line_count, LINES_AT_ONCE):
+            some = raw_lines[begin : begin + LINES_AT_ONCE]
+            yield self._replace(first=self.first + begin, line_count=len(some), raw=b"".join(some))
+
 
 class Lines(itertools.chain[LogLine]):
     """
@@ -109,15 +119,8 @@ class _Feed:
 def pieces_of(groups: Iterable[LineGroup]) -> Iterator[list[LogLine]]:
     """Yield the lines of groups in lists, of which each has a limited length."""
     for group in groups:
-        raw_lines = group.raw_lines
-        for begin in range(0, group.line_count, LINES_AT_ONCE):
-            yield log_lines(
-                group.first + begin,
-                group.time_ns,
-                group.stream,
-                raw_lines[begin : begin + LINES_AT_ONCE],
-                group.partial,
-            )
+        for part in group.parts():
+            yield log_lines(part.first, part.time_ns, part.stream, part.raw_lines, part.partial)
 
 
 def taken_in_groups(

@@ -100,7 +100,7 @@ class LogPrinter:
 
             form = NdjsonForm()
         for group in groups:
-            self._out.write(group.raw if form is None else form.encode_group(group))
+            self._out.writelines((group.raw,) if form is None else form.encode_group(group))
             self.next_sequence = group.end
         return end
 

@@ -96,9 +96,9 @@ class Form:
         """Return each of these lines as bytes, the same as those of `encode`."""
         raise NotImplementedError
 
-    def encode_group(self, group: LineGroup) -> bytes:
-        """Return these lines as bytes."""
-        return b"".join(self.encode_each(group))
+    def encode_group(self, group: LineGroup) -> Iterable[bytes]:
+        """Return the same bytes in items of limited size, of one or more lines."""
+        raise NotImplementedError
 
     def encode_all(self, lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
         """
@@ -120,7 +120,7 @@ class Form:
         if taken is None:
             return self.encode_all(lines)
         groups, _ = taken
-        return map(self.encode_group, groups)
+        return itertools.chain.from_iterable(map(self.encode_group, groups))
 
 
 class TextForm(Form):
@@ -139,9 +139,9 @@ class TextForm(Form):
         """Return each of these lines as bytes."""
         return group.raw_lines
 
-    def encode_group(self, group: LineGroup) -> bytes:
-        """Return these lines as bytes."""
-        return group.raw
+    def encode_group(self, group: LineGroup) -> Iterable[bytes]:
+        """Return the same bytes at once."""
+        return (group.raw,)
 
 
 class NdjsonForm(Form):
@@ -162,13 +162,16 @@ class NdjsonForm(Form):
 
     def encode_each(self, group: LineGroup) -> Iterable[bytes]:
         """Return each of these lines as bytes."""
-        return io.BytesIO(self._objects(group))
+        return itertools.chain.from_iterable(map(io.BytesIO, self._objects(group)))
 
-    def encode_group(self, group: LineGroup) -> bytes:
-        """Return these lines as bytes."""
+    def encode_group(self, group: LineGroup) -> Iterable[bytes]:
+        """Return the same bytes in items of limited size, of one or more lines."""
         return self._objects(group)
 
-    def _objects(self, group: LineGroup) -> bytes:
+    def _objects(self, group: LineGroup) -> Iterator[bytes]:
+        return map(self._encoded, group.parts())
+
+    def _encoded(self, group: LineGroup) -> bytes:
         timestamp = iso_utc(to_datetime(group.time_ns // 1000))
         middle = f', "timestamp": "{timestamp}", "stream": "{group.stream}", "message": '
         tail = ', "partial": true}\n' if group.partial else "}\n"
@@ -208,9 +211,9 @@ class EventForm(NdjsonForm):
         objects = enumerate(super().encode_each(group), group.first)
         return [b"id: %d\ndata: %s\n" % (number, one) for number, one in objects]
 
-    def encode_group(self, group: LineGroup) -> bytes:
-        """Return these lines as bytes."""
-        return b"".join(self.encode_each(group))
+    def encode_group(self, group: LineGroup) -> Iterable[bytes]:
+        """Return the same bytes, an item for each line."""
+        return self.encode_each(group)
 
 
 def _fields_of(text: str) -> str:

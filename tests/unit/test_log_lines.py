@@ -174,6 +174,10 @@ def test_many_lost_lines_are_not_made_at_once():
 
     assert sizes == [LINES_AT_ONCE] * 3 + [1, 0]
     assert sum(1 for _ in Lines.of([group])) == lost
+    items = list(NdjsonForm().encode_group(group))
+    assert max(map(len, items)) < LINES_AT_ONCE * 100
+    assert b"".join(items).count(b"\n") == lost
+    assert b"".join(items).splitlines() == [one[:-1] for one in NdjsonForm().encode_each(group)]
 
 
 def test_log_deleted_while_it_is_read_ends_with_its_error(jobs, scripted, monkeypatch):
