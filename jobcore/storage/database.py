@@ -18,7 +18,7 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from jobcore.embedding import failpoints, locks, telemetry
 from jobcore.errors import (
@@ -40,7 +40,7 @@ from jobcore.storage.connections import (
 )
 from jobcore.storage.damage import unchangeable
 from jobcore.storage.reading import Readers, Reading, SpareConnections, Use
-from jobcore.storage.statement import driver_of
+from jobcore.storage.statement import Statement, driver_of
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 from jobcore.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
 
@@ -50,6 +50,11 @@ _UNSAFE: set[tuple[int, int]] = set()
 
 
 T = TypeVar("T")
+
+_VERSION = Statement(text("PRAGMA user_version"))
+_SAVEPOINT, _ROLL_BACK, _RELEASE = (
+    Statement(text(f"{step} one_of_many")) for step in ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
+)
 
 
 class Database(locks.ForkAware):
@@ -268,7 +273,7 @@ class Database(locks.ForkAware):
 
     def require_same_schema(self, connection: Connection) -> None:
         """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
-        (version,) = driver_of(connection).execute("PRAGMA user_version").fetchone()
+        ((version,),) = _VERSION(connection)
         if version != schema.VERSION:
             raise SchemaTooNew(f"{self.path} was migrated to schema version {version} meanwhile")
 
@@ -546,7 +551,7 @@ class Savepoint(Generic[T]):
 
     def __enter__(self) -> None:
         """Begin the savepoint. SQLAlchemy would take ten times as long."""
-        driver_of(self._connection).execute("SAVEPOINT one_of_many")
+        _SAVEPOINT(self._connection)
 
     def __exit__(
         self,
@@ -555,13 +560,12 @@ class Savepoint(Generic[T]):
         trace: TracebackType | None,
     ) -> bool:
         """Release it; roll it back first if the block has failed, and suppress the exception."""
-        driver = driver_of(self._connection)
         if error is not None:
-            if not isinstance(error, Exception) or not driver.in_transaction:
+            if not (isinstance(error, Exception) and driver_of(self._connection).in_transaction):
                 return False
-            driver.execute("ROLLBACK TO one_of_many")
+            _ROLL_BACK(self._connection)
             self._failed.append((self._what, self._database.as_typed(error)))
-        driver.execute("RELEASE one_of_many")
+        _RELEASE(self._connection)
         return True
 
 
