@@ -259,12 +259,11 @@ def watch(
     with open_manager(ctx) as jobs, output.Screen() as screen:
         while True:
             _refresh(jobs)
+            summary = job_table.summary(jobs.count_jobs(), paused(jobs))
+            # After the counts, so that each job is at least in the state in which it was counted.
             page = overview(jobs, screen.lines)
             facts = job_table.facts_for(page, _names(jobs), wide=wide)
-            screen.draw(
-                job_table.summary(jobs.count_jobs(), paused(jobs)),
-                job_table.table(page, facts, screen.width),
-            )
+            screen.draw(summary, job_table.table(page, facts, screen.width))
             if signal.sigtimedwait(signals, PAUSE) is not None:
                 return
 
