@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,9 @@ OF_EVENTS = (
 )  # fmt: skip
 NAMES = (*OF_EVENTS, "created_since", "created_until", "ended_since", "ended_until")
 
+#: A set in a pattern; a `]` that comes first is one of its members.
+_SET = re.compile(r"\[(?P<negated>[!^]?)(?P<rest>\]?[^\]]*\])")
+
 
 def checked_event_filters(given: Mapping[str, Any]) -> JobFilter:
     """Return a filter for events, likewise."""
@@ -89,8 +93,10 @@ def checked_order(order: Any) -> str:
 
 
 def _checked_pattern(name: str | None) -> str | None:
-    # SQLite's GLOB knows only the other form of a negated set.
-    return None if name is None else name.replace("[!", "[^")
+    # SQLite's GLOB knows only `^` as the mark of a negated set.
+    if name is None or "[!" not in name:
+        return name
+    return _SET.sub(lambda found: f"[{'^' if found['negated'] else ''}{found['rest']}", name)
 
 
 def _checked_reasons(reason: Any) -> list[Reason] | None:

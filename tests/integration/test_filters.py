@@ -210,6 +210,17 @@ def test_pattern_means_the_same_in_python_and_in_sqlite(pattern, value):
     assert glob.matches(pattern, value) == bool(wanted)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "matching"),
+    [("x[[!]", ["x!", "x["]), ("x[!^]", ["x!", "x["]), ("x[!]!]", ["x[", "x^"]), ("[[!x]!", [])],
+)
+def test_exclamation_mark_negates_a_set_only_at_its_beginning(jobs, pattern, matching):
+    """A verb must not take a job that its pattern does not match."""
+    for name in ("x!", "x[", "x^"):
+        jobs.create_job("TASK", name=name)
+    assert sorted(job.name for job in jobs.list_jobs(name=pattern)) == matching
+
+
 #: A value of each filter that some but not all jobs of `filled` pass.
 SOME = {
     "status": ["ERROR", "QUEUED"], "type": "TASK", "name": "load-*", "key": "k0",
