@@ -9,6 +9,7 @@ would run inside its transactions and see commands with their environments.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -54,15 +55,17 @@ class _Connection(_WithoutEvents, Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.driver: Any = self.connection.driver_connection
-        self.cursor: Any = None
-        self.renew_cursor()
+        driver: Any = self.connection.driver_connection
+        self.driver = driver
+        self.cursor = driver.cursor()
 
     def renew_cursor(self) -> None:
         """Replace the cursor, and end the statement of the former one."""
-        before, self.cursor = self.cursor, self.driver.cursor()
-        if before is not None:
-            before.close()
+        try:
+            self.cursor.close()
+            self.cursor = self.driver.cursor()
+        except sqlite3.Error:
+            pass  # the connection is closed; the caller raises the error that led here
 
 
 class _Engine(_WithoutEvents, Engine):

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.storage import writer
-from jobcore.storage.connections import SqliteConnection
+from jobcore.storage.connections import SqliteConnection, discard
 from jobcore.storage.database import Database
 from jobcore.storage.statement import Statement, driver_of
 from jobcore.storage.writer import Observer
@@ -476,3 +476,22 @@ def test_signal_handler_that_uses_the_manager_neither_tears_nor_hangs(database):
         assert sum(jobs.count_jobs().values()) == len(made) + told.count(Status.QUEUED)
 
     assert told
+
+
+def test_interrupt_in_a_statement_of_a_closed_connection_is_raised_on(opened):
+    """To replace the cursor is impossible then, and that error would hide the interrupt."""
+
+    class Interrupted:
+        def execute(self, *_):
+            raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    connection = opened.open_for_writing()
+    connection.driver.close()
+    connection.cursor = Interrupted()
+
+    with pytest.raises(KeyboardInterrupt):
+        Statement(text("SELECT 1"))(connection)
+    discard(connection)
