@@ -428,8 +428,8 @@ MUTANTS = (
     Mutant(
         "one bad job rolls back all of its round",
         "storage/database.py",
-        '            driver.execute("ROLLBACK TO one_of_many")\n',
-        "            raise\n",
+        "            _ROLL_BACK(self._connection)\n",
+        "            return False\n",
         (DATABASE, DISPATCHER),
     ),
     Mutant(
