@@ -24,7 +24,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from jobcore import checks, durations
+from jobcore import checks, durations, env_file
 from jobcore.command import Command, checked_timeout
 from jobcore.errors import CommandError, PipelineFileError, shown
 from jobcore.hooks import HOOK_STATUSES
@@ -151,6 +151,11 @@ class Entry(BaseModel):
         None, description="Its working directory, relative to that of the file."
     )
     env: dict[str, _Variable] | None = Field(None, description="Variables for what it runs.")
+    env_file: _Name | list[_Name] | None = Field(
+        None,
+        description="A file with lines KEY=VALUE, or several, relative to this one; `env` comes "
+        "after them.",
+    )
     timeout: _Duration = Field(
         None, description="Seconds, or a text such as 5m, after which a job is stopped."
     )
@@ -229,8 +234,15 @@ class Entry(BaseModel):
         argv: Any = self.command if script is None else script
         if argv is None:
             return None
-        options = {name: getattr(self, name) for name in ("cwd", "env") if getattr(self, name)}
-        return Command(argv, shell=script is not None, umask=umask, **options)
+        variables = {**self.variables_of_files(), **(self.env or {})}
+        return Command(
+            argv, shell=script is not None, umask=umask, cwd=self.cwd or None, env=variables
+        )
+
+    def variables_of_files(self) -> dict[str, str]:
+        """Return the variables of `env_file`; those of later files replace earlier ones."""
+        paths = [self.env_file] if isinstance(self.env_file, str) else self.env_file or []
+        return {name: value for path in paths for name, value in env_file.read(path).items()}
 
     def _hook(self, words: list[str] | str, umask: int | None) -> Command:
         return Command(words, shell=isinstance(words, str), cwd=self.cwd, umask=umask)
@@ -335,7 +347,7 @@ def _problems(entry: Entry) -> Iterator[tuple[Place, str]]:
         yield (what[0],), "there is a command, too: keep one of the two"
     if entry.retries is not None and "max_retries" in entry.model_fields_set:
         yield ("max_retries",), "retries has it, too: keep one of the two"
-    for name in ("cwd", "env"):
+    for name in ("cwd", "env", "env_file"):
         if not what and getattr(entry, name):
             yield (name,), "it needs a command or a script"
     for field, check in (
@@ -349,11 +361,14 @@ def _problems(entry: Entry) -> Iterator[tuple[Place, str]]:
         ("time_zone", lambda: entry.time_zone is None or Schedule("@daily", entry.time_zone)),
         ("retries", lambda: entry.retries and entry.retries.to_retries()),
         ("schedule", lambda: entry.schedule is None or Schedule(entry.schedule)),
+        ("env_file", entry.variables_of_files),
     ):
         try:
             check()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield (field,), str(error)
+            if field == "env_file":
+                return  # the command cannot be checked without it
     try:
         entry.command_of()
     except ValueError as error:

@@ -217,7 +217,7 @@ def _line(where: Any, part: str, name: Any, around: int) -> int:
 
 
 def _place_in(folder: str, mapping: dict[str, Any]) -> None:
-    """Make the working directories of all pipelines absolute."""
+    """Make the working directories and environment files of all pipelines absolute."""
     entries = mapping.get("pipelines")
     for entry in entries.values() if isinstance(entries, dict) else ():
         runs = ("command", "script", "inline_script", "actions")
@@ -225,3 +225,10 @@ def _place_in(folder: str, mapping: dict[str, Any]) -> None:
             cwd = entry.get("cwd")
             if cwd is None or isinstance(cwd, str):
                 entry["cwd"] = os.path.normpath(os.path.join(folder, cwd or ""))
+            files = entry.get("env_file")
+            if isinstance(files, str):
+                entry["env_file"] = os.path.join(folder, files)
+            elif isinstance(files, list):
+                entry["env_file"] = [
+                    os.path.join(folder, one) if isinstance(one, str) else one for one in files
+                ]

@@ -129,6 +129,13 @@ Env = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
 ]
+EnvFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with lines KEY=VALUE, read now; may be given again. --env comes after it.",
+    ),
+]
 Name = Annotated[
     str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
 ]
@@ -213,6 +220,15 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
             raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
         found[name] = value
     return found
+
+
+def from_files(paths: Sequence[str] | None) -> dict[str, str]:
+    """Return the variables of `--env-file`; those of later files replace earlier ones."""
+    if not paths:
+        return {}
+    from jobcore import env_file  # noqa: PLC0415 - only for such files
+
+    return {name: value for path in paths for name, value in env_file.read(path).items()}
 
 
 def scripts(texts: Sequence[str] | None) -> list[Command] | None:

@@ -68,11 +68,16 @@ def command_for(
     shell: bool,
     cwd: str | None,
     env: Mapping[str, str],
+    from_files: Mapping[str, str],
     stdin: str | None,
     stdout_to: str | None,
     **options: Any,
 ) -> Command:
-    """Return the command of a line, which also replaces `{}` in directory, variables and files."""
+    """
+    Return the command of a line, which also replaces `{}` in directory, variables and files.
+
+    It is not replaced in the values that `from_files` holds.
+    """
     if stdin == "-":
         raise CommandError("--each and --stdin - cannot be combined: name a file, such as {}")
     if stdout_to is not None and PLACEHOLDER not in stdout_to:
@@ -83,7 +88,7 @@ def command_for(
         argv_for(words, item, shell=shell),
         shell=shell,
         cwd=None if cwd is None else filled(cwd, item),
-        env={name: filled(value, item) for name, value in env.items()},
+        env={**from_files, **{name: filled(value, item) for name, value in env.items()}},
         stdin=None if stdin is None else filled(stdin, item),
         stdout_to=None if stdout_to is None else filled(stdout_to, item),
         **options,

@@ -245,6 +245,7 @@ def create_pipeline(
     on_stopped: OnStopped = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
+    env_file: command_options.EnvFile = None,
     workspace: InWorkspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -273,7 +274,10 @@ def create_pipeline(
         "on_stopped": command_options.scripts(on_stopped),
         # The directory of a script is this one, too, as in apply.
         "cwd": os.path.abspath(cwd or os.curdir),
-        "env": command_options.environment(env or []),
+        "env": {
+            **command_options.from_files(env_file),
+            **command_options.environment(env or []),
+        },
     }
     with ctx.obj.open(slots=0) as jobs:
         place = None if workspace is None else find_workspace(jobs, workspace).id
@@ -304,6 +308,7 @@ def set_pipeline(
     on_stopped: OnStopped = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
+    env_file: command_options.EnvFile = None,
     workspace: OfWorkspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -345,9 +350,10 @@ def set_pipeline(
         changes |= {"script": script, "command": None}
     with open_manager(ctx) as jobs:
         found = find_pipeline(jobs, name, workspace)
-        if env:
+        if env or env_file:
             old = {} if found.command is None else dict(found.command.env)
-            changes["env"] = old | command_options.environment(env)
+            given = command_options.environment(env or [])
+            changes["env"] = {**old, **command_options.from_files(env_file), **given}
         if not changes:
             raise CommandError("nothing is to be changed: give an option or a command")
         changed = jobs.update_pipeline(found.id, **changes)
@@ -373,6 +379,7 @@ def run_pipeline(
     *,
     timeout: command_options.Timeout = None,
     env: command_options.Env = None,
+    env_file: command_options.EnvFile = None,
     follow: Annotated[
         bool,
         typer.Option(
@@ -392,11 +399,12 @@ def run_pipeline(
       jobcore pipeline run load --follow
       jobcore pipeline run load --env LEVEL=debug -- 2026-11-29
     """  # noqa: D301
+    variables = command_options.from_files(env_file) | command_options.environment(env or [])
     with open_manager(ctx) as jobs:
         job = jobs.create_job(
             pipeline_id=find_pipeline(jobs, name, workspace).id,
             args=args or (),
-            env=command_options.environment(env or []) or None,
+            env=variables or None,
             timeout=timeout,
         )
         if follow:

@@ -68,6 +68,7 @@ def run(
     linger: command_options.Linger = DEFAULT_LINGER,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
+    env_file: command_options.EnvFile = None,
     stdin: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +116,7 @@ def run(
     words = command or []
     command_options.require_command(words, stdin)
     variables = command_options.environment(env or [])
+    from_files = command_options.from_files(env_file)
     options: dict[str, Any] = {
         "timeout": timeout,
         "grace": grace,
@@ -129,7 +131,13 @@ def run(
     if each is not None:
         if detach or print_id:
             raise CommandError("--each cannot be combined with --detach or --print-id; see submit")
-        options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
+        options |= {
+            "cwd": cwd,
+            "env": variables,
+            "from_files": from_files,
+            "stdin": stdin,
+            "shell": shell,
+        }
         policy = command_options.retry_policy(retries, retry_delay, retry_on)
         queued = {"group": group, "retries": policy}
         _run_each(
@@ -143,7 +151,7 @@ def run(
     wanted = Command(
         command_options.argv(words, shell=shell),
         cwd=cwd,
-        env=variables,
+        env={**from_files, **variables},
         stdin=command_options.standard_input(stdin),
         shell=shell,
         **options,

@@ -89,6 +89,7 @@ def submit(
     stop_signal: command_options.StopSignal = "SIGTERM",
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
+    env_file: command_options.EnvFile = None,
     stdin: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +145,7 @@ def submit(
         "env_from": "submitter",
     }
     variables = command_options.environment(env or [])
+    from_files = command_options.from_files(env_file)
     options: dict[str, Any] = {
         "timeout": timeout,
         "grace": grace,
@@ -157,7 +159,7 @@ def submit(
         wanted = Command(
             command_options.argv(words, shell=shell),
             cwd=cwd,
-            env=variables,
+            env={**from_files, **variables},
             stdin=command_options.standard_input(stdin),
             **options,
         )
@@ -168,7 +170,13 @@ def submit(
         return
     from jobcore.submission import Submission  # noqa: PLC0415 - only for --each
 
-    options |= {"cwd": cwd, "env": variables, "stdin": stdin, "umask": current_umask()}
+    options |= {
+        "cwd": cwd,
+        "env": variables,
+        "from_files": from_files,
+        "stdin": stdin,
+        "umask": current_umask(),
+    }
     several = [
         Submission(
             each_line.command_for(words, item, **options),

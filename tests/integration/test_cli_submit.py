@@ -179,6 +179,26 @@ def test_each_line_is_taken_as_it_is(cli, database, words):
     assert [job.name for job in jobs] == [f"<{line}>" for line in [*ODD, "last"]]
 
 
+def test_variables_come_from_files(cli, database):
+    """`--env` and later files come after it; no line is filled into the values of a file."""
+    (cli.folder / "app.env").write_text("A=file\nB={}\n")
+    (cli.folder / "more.env").write_text("B='more'\n")
+    script = 'echo "$A $B" #'
+    given = ["--env-file", "app.env"]
+    cli("submit", *given, "--env", "A=own", "--shell", "--", script)
+    cli("submit", *given, "--each", "-", "--env", "A={}", "--shell", "--", script, stdin=b"x\n")
+    cli("pipeline", "create", "p", *given, "--env", "A=own", "--script", script)
+    cli("pipeline", "run", "p", "--env-file", "more.env")
+    said = [text(database, job) for job in drained(database)]
+    cli("pipeline", "set", "p", *given, "--env", "C=1")
+    cli("pipeline", "run", "p")
+    said.append(text(database, drained(database)[-1]))
+    out, _ = cli("run", *given, "--env-file", "more.env", "--shell", "--", script)
+
+    assert said == ["own {}\n", "x {}\n", "own more\n", "file {}\n"]
+    assert out == "file more\n"
+
+
 def test_lines_may_end_with_nul(cli, database):
     """As `find -print0` writes them; a newline is then part of the line."""
     cli("submit", "--each", "-", "--null", "--", "printf", "%s", stdin=b"a\nb\0c\0")

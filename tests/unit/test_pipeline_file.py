@@ -240,6 +240,26 @@ def test_retries_are_a_number_or_all_about_them():
     )  # fmt: skip
 
 
+def test_variables_of_files_come_before_those_of_the_file(tmp_path):
+    """Their paths are relative to the file of pipelines; what is wrong has its line there."""
+    (tmp_path / "a.env").write_text("A=1\nB=1\nC=1\n")
+    (tmp_path / "b.env").write_text("B=2\nC=2\n")
+    text = "pipelines:\n  p:\n    script: x\n    env: {C: 3}\n    env_file: [a.env, b.env]\n"
+    path = str(tmp_path / "p.yml")
+    one = entry(text, path)
+
+    assert one.command_of().env == {"A": "1", "B": "2", "C": "3"}
+    assert entry(text.replace("[a.env, b.env]", "b.env"), path).command_of().env["B"] == "2"
+    (told,) = problems(text.replace("b.env", "none"), path)
+    assert told.startswith(f"{path}:5: p.env_file: [Errno 2] No such file")
+    (tmp_path / "b.env").write_text("hunter2\n")
+    (told,) = problems(text, path)
+    assert (
+        told
+        == f"{path}:5: p.env_file: {tmp_path}/b.env:1: it must be KEY=VALUE, with matching quotes"
+    )
+
+
 def test_json_is_yaml():
     """A program can write the file."""
     assert entry(json.dumps({"pipelines": {"a": {"command": ["x"]}}}, indent=2)).command == ["x"]
