@@ -67,7 +67,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "import": (
             "maintenance",
-            "Create the ended jobs of an export, with their logs. Nothing is run.",
+            "Create the ended jobs of an export, with logs and results. Nothing is run.",
         ),
         "retention": (
             "maintenance",

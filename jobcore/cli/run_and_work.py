@@ -130,7 +130,9 @@ def run(
     }
     if each is not None:
         if detach or print_id:
-            raise CommandError("--each cannot be combined with --detach or --print-id; see submit")
+            raise CommandError(
+                "--each cannot be combined with --detach or --print-id: use submit --each"
+            )
         options |= {
             "cwd": cwd,
             "env": variables,
