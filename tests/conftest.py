@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
@@ -53,6 +54,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("faults"):
             item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Have one worker compile a test file in a new clone, and the others wait for it."""
+    if not isinstance(collector, pytest.Module) or is_compiled(collector.path):
+        return (yield)
+    with collector.path.open() as source:
+        fcntl.flock(source, fcntl.LOCK_EX)
+        return (yield)
+
+
+def is_compiled(path):
+    """Tell whether there is bytecode of a test file, with its asserts rewritten by this pytest."""
+    name = f"{path.stem}.{sys.implementation.cache_tag}-pytest-{pytest.__version__}.pyc"
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime < (path.parent / "__pycache__" / name).stat().st_mtime
+    return False
 
 
 def pytest_collection_finish():
