@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 
 #: How many failures are told in full.
@@ -14,19 +15,20 @@ def every(**axes):
     Make one test of a function: it is called for each combination of these values.
 
     For hundreds of cases of less than a millisecond each: as tests of their own they take
-    several, as every worker collects all of them and reports its own. The function takes no
-    fixtures. All cases run; the message names each one that failed, and its error.
+    several, as every worker collects all of them and reports its own. All cases share the
+    fixtures that the function takes. All run; the message names each one that failed, and its
+    error.
     """
     assert all(axes.values()), "there are no cases"
 
     def decorate(function):
         @functools.wraps(function)
-        def test():
+        def test(**fixtures):
             failures = []
             for values in itertools.product(*axes.values()):
                 case = dict(zip(axes, values, strict=True))
                 try:
-                    function(**case)
+                    function(**fixtures, **case)
                 except Exception as error:  # noqa: BLE001 - of any kind: this case has failed
                     failures.append((case, error))
             if failures:
@@ -37,6 +39,8 @@ def every(**axes):
                 raise AssertionError("\n\n".join([count, *told])) from failures[0][1]
 
         del test.__wrapped__  # or pytest takes the cases for fixtures
+        taken = inspect.signature(function).parameters.values()
+        test.__signature__ = inspect.Signature([one for one in taken if one.name not in axes])
         return test
 
     return decorate

@@ -34,6 +34,14 @@ def test_every_failure_is_named():
     assert "{'number': 3}:\nZeroDivisionError: division by zero" in told
 
 
+@every(number=[1, 2])
+def test_cases_share_the_fixtures(tmp_path, number):
+    """A function may take fixtures beside its cases."""
+    (tmp_path / str(number)).touch()
+
+    assert len(list(tmp_path.iterdir())) == number
+
+
 def test_empty_list_of_cases_fails():
     """An empty list would pass whatever it is about."""
     with pytest.raises(AssertionError, match="there are no cases"):

@@ -12,6 +12,7 @@ import pytest
 from jobcore.supervisor import frames, job_directory, progress, spool
 from jobcore.supervisor.capture import Capture
 from jobcore.supervisor.spool import Spool
+from tests.cases import every
 from tests.masks import masked
 
 SEEDS = range(60)
@@ -128,7 +129,7 @@ def check_numbers(found):
     return expected
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@every(seed=SEEDS)
 def test_any_stream_in_any_pieces(record, seed):
     """The payloads put together are the bytes that were written, and the numbers are dense."""
     rng = random.Random(seed)
@@ -143,7 +144,7 @@ def test_any_stream_in_any_pieces(record, seed):
     assert check_numbers(recorder.found) == recorder.capture.spool.next_sequence
 
 
-@pytest.mark.parametrize("seed", range(10))
+@every(seed=range(10))
 def test_two_streams_share_their_numbers(record, seed):
     """Each of two streams comes back whole, and their lines have one dense numbering."""
     rng = random.Random(seed)
@@ -243,8 +244,8 @@ def test_system_lines_are_masked_before_they_are_made_to_fit(record, value):
 # --- output limit ---
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("redact", [(), (b"xx\nx", b"\n\r")])
+@every(seed=SEEDS)
 def test_output_limit(record, seed, redact):
     """What is kept is a prefix within the limit; every other line is counted, one line says so."""
     rng = random.Random(seed)
@@ -400,7 +401,7 @@ def test_a_report_longer_than_a_frame_is_a_line(record, size):
     assert recorder.reported == b"1 " + b"x" * progress.MAX_MESSAGE
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@every(seed=SEEDS)
 def test_reports_among_any_stream(record, seed):
     """Of any stream in any pieces the reports are taken out, and nothing else."""
     rng = random.Random(seed)
@@ -425,7 +426,7 @@ def test_reports_among_any_stream(record, seed):
     assert check_numbers(recorder.found) == recorder.capture.spool.next_sequence
 
 
-@pytest.mark.parametrize("seed", range(20))
+@every(seed=range(20))
 def test_reports_do_not_count_for_the_output_limit(record, seed):
     """Reports do not count for the output limit, and come through when it is reached."""
     rng = random.Random(seed)

@@ -14,6 +14,7 @@ from jobcore.embedding import failpoints
 from jobcore.storage.database import Database
 from jobcore.supervisor import frames, job_directory
 from jobcore.testing.parts import parts
+from tests.cases import every
 from tests.jobfiles import log_of, sql, stored_run
 from tests.processes import Child, at_once, join, until
 
@@ -568,7 +569,7 @@ def test_killed_importers_lose_and_double_nothing(jobs, scripted, database):
     assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
 
 
-@pytest.mark.parametrize("seed", range(25))
+@every(seed=range(25))
 def test_random_damage_never_renumbers(jobs, scripted, seed):
     """Whatever is damaged, and whenever imported, what is stored is where it was written."""
     chance = random.Random(seed)

@@ -12,6 +12,7 @@ from jobcore.supervisor import frames, job_directory
 from jobcore.supervisor import spool as tails
 from jobcore.supervisor.capture import Capture
 from jobcore.supervisor.spool import UnfinishedLines
+from tests.cases import every
 
 SECOND = 10**9
 BEGIN = 1_700_000_000 * SECOND
@@ -201,7 +202,7 @@ def test_pieces_of_a_long_bar_have_their_own_times(record):
     assert recorder.seen.lines[0].time_ns == BEGIN + 6 * SECOND
 
 
-@pytest.mark.parametrize("seed", range(20))
+@every(seed=range(20))
 def test_numbers_do_not_depend_on_timing(record, seed):
     """The same bytes are the same lines, written at once or with pauses at any place."""
     rng = random.Random(seed)
