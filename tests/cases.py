@@ -20,13 +20,24 @@ def every(**axes):
     error.
     """
     assert all(axes.values()), "there are no cases"
+    return _one_test(axes, [*itertools.product(*axes.values())])
 
+
+def each(names, values):
+    """Make one test of a function, as `every`, with the arguments of `pytest.mark.parametrize`."""
+    assert values, "there are no cases"
+    if isinstance(names, str):
+        return _one_test([names], [(value,) for value in values])
+    return _one_test(names, values)
+
+
+def _one_test(names, cases):
     def decorate(function):
         @functools.wraps(function)
         def test(**fixtures):
             failures = []
-            for values in itertools.product(*axes.values()):
-                case = dict(zip(axes, values, strict=True))
+            for values in cases:
+                case = dict(zip(names, values, strict=True))
                 try:
                     function(**fixtures, **case)
                 except Exception as error:  # noqa: BLE001 - of any kind: this case has failed
@@ -40,7 +51,7 @@ def every(**axes):
 
         del test.__wrapped__  # or pytest takes the cases for fixtures
         taken = inspect.signature(function).parameters.values()
-        test.__signature__ = inspect.Signature([one for one in taken if one.name not in axes])
+        test.__signature__ = inspect.Signature([one for one in taken if one.name not in names])
         return test
 
     return decorate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cases import every
+from tests.cases import each, every
 
 
 def test_every_combination_is_run():
@@ -32,6 +32,14 @@ def test_every_failure_is_named():
     assert told.startswith("2 cases failed")
     assert "{'number': 1}:\nAssertionError: not one" in told
     assert "{'number': 3}:\nZeroDivisionError: division by zero" in told
+
+
+def test_arguments_are_those_of_parametrize():
+    """One name with its values, or several with tuples; one over the other is a product."""
+    seen = []
+    each("a", [1, 2])(each(("b", "c"), [(3, 4), (5, 6)])(lambda a, b, c: seen.append((a, b, c))))()
+
+    assert seen == [(1, 3, 4), (1, 5, 6), (2, 3, 4), (2, 5, 6)]
 
 
 @every(number=[1, 2])

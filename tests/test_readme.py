@@ -28,6 +28,7 @@ from jobcore.operations import doctor
 from jobcore.operations.pipelines import FIELDS
 from jobcore.retries import delay_after
 from jobcore.supervisor import capture, progress, result_file, termination
+from tests.cases import each
 from tests.faults.rounds import campaign
 from tests.integration.verbs_harness import fork
 from tests.processes import PATIENCE, ROOT, forked
@@ -478,7 +479,7 @@ def test_links_lead_somewhere():
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_each_command_has_help(name):
     """The help of a command has an example, and explains each of its options."""
     command = COMMANDS[name]
@@ -542,7 +543,7 @@ def test_the_guide_has_each_command_and_its_options():
     assert set(sections) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_a_section_names_only_options_of_its_command(name):
     """No section explains an option that its command does not have."""
     among = [COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values()]

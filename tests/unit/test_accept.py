@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobcore import NotAcceptable
 from jobcore.wire.accept import LOG_TYPES, log_type
+from tests.cases import each
 
 TEXT, NDJSON, STREAM, EVENTS = LOG_TYPES
 
@@ -32,7 +33,7 @@ def quality(offered, ranges):
     return 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("accept", "expected"),
     [
         (None, TEXT),
@@ -90,7 +91,7 @@ def test_preferred_type_of_the_header_is_chosen(accept, expected):
     assert log_type(accept) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     "accept",
     [
         "application/json", "text/html", "image/*", "text", "text/", "/plain", "*/plain", "junk",

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jobcore import Command, CommandError
 from jobcore.checks import LONGEST
 from jobcore.command import DEFAULT_GRACE, MOST_BYTES
+from tests.cases import each
 from tests.processes import in_child
 
 CANARY = "s3cr3t-canary"
@@ -93,7 +94,7 @@ def test_any_argv_is_taken_or_refused(argv):
     assert Command.from_json(command.to_json()) == command
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "told"),
     [
         ({"argv": []}, "argv is empty"),
@@ -163,13 +164,12 @@ def test_impossible_command_is_refused(fields, told):
         Command(**{"argv": ["true"], **fields})
 
 
-@pytest.mark.parametrize(
+@each(
     "seconds",
     [
         0, 0.0, -1, -0.5, math.nan, math.inf, -math.inf, True, False, "3", Decimal(3),
         2 * LONGEST, 10**400, -(10**400), [], ...,
     ],
-    ids=repr,
 )  # fmt: skip
 def test_time_out_is_finite_and_above_0(seconds):
     """A time-out that is not a finite number of seconds above 0 is refused."""

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from jobcore import ArgumentError, CommandError, durations
+from tests.cases import each
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_durations_are_seconds(value, expected):
     assert durations.seconds(value, "it") == expected
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     ["", "m", "h1", "30m1h", "1m1m", "5 m", "-5", "5M", "1.", "5m\n", "٣", None, True, [5],
      float("nan"), float("inf")],

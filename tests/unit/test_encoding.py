@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jobcore.functions import encoding
 from jobcore.functions.encoding import JSON, PICKLE, Unstorable
 from tests import functions
+from tests.cases import each
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -92,7 +93,7 @@ for _ in range(encoding.DEEPEST):
     NESTED = [NESTED]
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         (1, 2), [(1,)], {"a": (1,)}, {1: 2}, {None: 1}, {True: 1}, {Text("a"): 1}, {1, 2},
@@ -100,7 +101,6 @@ for _ in range(encoding.DEEPEST):
         dt.date(2024, 1, 2), collections.OrderedDict(a=1), 2**encoding.LONGEST_NUMBER,
         [SHARED, SHARED], "\ud83d\ude00", {"\ud83d": 1}, NESTED, 1j, print, Colour,
     ],
-    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_that_json_would_change_are_pickled(value):
     """What is of another type, or another shape, after JSON does not go as JSON."""
@@ -160,7 +160,7 @@ def in_main():
     return namespace
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "reason"),
     [
         (threading.Lock(), "an object of type _thread.lock cannot be pickled"),
@@ -213,7 +213,6 @@ def in_main():
         ((n for n in "ab"), "an object of type generator cannot be pickled"),
         (deep(100_000), "it is nested too deeply to be pickled"),
     ],
-    ids=lambda value: value[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_unstorable_value_names_the_reason(value, reason):
     """Each refusal names what is in the way by its type or name, and shows nothing of it."""

@@ -11,6 +11,7 @@ import pytest
 
 from jobcore import errors
 from jobcore.errors import JobcoreError
+from tests.cases import each
 
 CLASSES = [
     kind
@@ -96,7 +97,7 @@ def test_every_class_has_an_example():
     assert {type(error).__name__ for error in EXAMPLES} == expected
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@each("error", EXAMPLES)
 def test_error_survives_pickling(error):
     """An error that crosses a process boundary has its message and its facts."""
     expected = (type(error), str(error), error.args, vars(error))
@@ -105,7 +106,7 @@ def test_error_survives_pickling(error):
         assert (type(back), str(back), back.args, vars(back)) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "status"),
     [
         (errors.JobNotFound, 404),

@@ -9,6 +9,7 @@ import pytest
 from jobcore import JobManager, StoreError, UnsupportedFileSystem
 from jobcore.storage import filesystem
 from jobcore.storage.database import Database
+from tests.cases import each
 from tests.processes import at_once, in_child
 from tests.transactions import transaction
 
@@ -29,7 +30,7 @@ MOUNTS = r"""
 """.strip().replace("no break", "no\xa0break")  # a space for Python, none for the kernel
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "kind"),
     [
         ("/home/x/jobs.db", "ext4"),
@@ -54,7 +55,7 @@ def test_file_system_is_that_of_the_innermost_mount(path, kind):
     assert filesystem.file_system_of(path, MOUNTS) == kind
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "mounted"),
     [
         ("/", True),

@@ -11,6 +11,7 @@ from jobcore import ArgumentError, Reason, Retries, Status
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import configured_as
 from jobcore.retries import allows, checked_retries, delay_after
+from tests.cases import each
 
 #: Attempt and retries allowed: whether an ERROR is tried again.
 AGAIN = [
@@ -39,7 +40,7 @@ NEVER = [
 ]
 
 
-@pytest.mark.parametrize(("attempt", "most", "again"), AGAIN)
+@each(("attempt", "most", "again"), AGAIN)
 def test_an_error_is_retried_as_often_as_allowed(attempt, most, again):
     """The first attempt and `max` more, of a job that ends ERROR each time."""
     assert allows(Retries(most), Status.ERROR, Reason.EXITED, attempt=attempt) is again
@@ -59,7 +60,7 @@ def test_on_names_the_endings_that_are_retried(on):
         assert not allows(policy, status, reason, attempt=1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("attempt", "seconds"),
     [
         (1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 320), (7, 640), (8, 1280), (9, 2560),
@@ -105,7 +106,7 @@ def test_jitter_comes_from_the_id_of_the_job():
     assert delay_after(policy, 1, UUID(int=0)) == 8
 
 
-@pytest.mark.parametrize(
+@each(
     "wrong",
     [
         {"max": -1}, {"max": 1001}, {"max": 1.0}, {"max": True}, {"max": None},

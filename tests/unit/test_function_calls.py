@@ -34,6 +34,7 @@ from jobcore.functions import call as calls
 from jobcore.functions.encoding import DIRECTORY, this_python
 from jobcore.models import ClaimedJob
 from tests import functions
+from tests.cases import each
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, run_python
 from tests.unit.test_encoding import ANY, EXACT, TEXT, in_main, same
@@ -108,7 +109,7 @@ def test_the_path_is_that_of_the_submitter(monkeypatch, tmp_path):
 # --- what can be called ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("target", "name"),
     [
         (functions.gives_back, "tests.functions:gives_back"),
@@ -172,7 +173,7 @@ NAMED = 'a function must be named "package.module:function", not'
 HERE = "tests.functions"
 
 
-@pytest.mark.parametrize(
+@each(
     ("target", "args", "reason"),
     [
         (lambda: 1, [], REFUSED + LAMBDA),
@@ -254,7 +255,6 @@ HERE = "tests.functions"
         ("a:f", SECRET, "args must be a list of arguments, not str"),
         ("a:f", {"a": SECRET}, "args must be a list of arguments, not dict"),
     ],
-    ids=lambda value: value[-40:] if isinstance(value, str) else type(value).__name__,
 )
 def test_uncallable_target_is_refused_with_the_reason(target, args, reason):
     """The call says what is in the way and where, and shows no argument."""

@@ -19,7 +19,7 @@ from jobcore.lifecycle import (
     apply,
     statuses_with,
 )
-from tests.cases import every
+from tests.cases import each, every
 
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 CORE = 0x80  # the wait status of a killed command that left a core
@@ -74,7 +74,7 @@ ARROWS = {
 SOME_ENDING = Ending(Reason.EXITED, EXIT_1)
 
 
-@pytest.mark.parametrize(("reason", "wait_status", "asked", "status", "code", "number"), TRUTH)
+@each(("reason", "wait_status", "asked", "status", "code", "number"), TRUTH)
 def test_ending_means(reason, wait_status, asked, status, code, number):
     """An ending has the status, exit code and signal of the truth table."""
     ending = Ending(reason, wait_status, stop_requested=asked)
@@ -134,8 +134,8 @@ def test_wait_status_is_what_the_kernel_gives():
     assert (exited.exit_code, exited.signal) == (137, None)
 
 
-@pytest.mark.parametrize("trigger", Trigger)
-@pytest.mark.parametrize("status", Status)
+@each("trigger", Trigger)
+@each("status", Status)
 def test_triggers_follow_the_rules(status, trigger):
     """Each trigger leads from each status where the rules say, or is refused."""
     expected = ARROWS.get((status, trigger))

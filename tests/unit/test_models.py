@@ -32,6 +32,7 @@ from jobcore import (
 )
 from jobcore.models import ClaimedJob
 from jobcore.storage import tables
+from tests.cases import each
 
 MOMENT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone.utc)
 
@@ -220,7 +221,7 @@ def test_host_may_have_tables_of_the_same_name():
         sqlmodel.SQLModel.metadata.remove(JobRow.__table__)
 
 
-@pytest.mark.parametrize(
+@each(
     ("raw", "text"),
     [
         (b"a\n", "a"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobcore import InvalidParameter
 from jobcore.wire.parameters import LARGEST, page, unsigned
+from tests.cases import each
 
 
 @given(st.integers(0, LARGEST), st.integers(0, 40))
@@ -23,7 +24,7 @@ def test_beyond_the_largest_is_the_largest(text):
     assert unsigned(text, "sequence") == LARGEST
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     ["", " ", "-1", "+1", " 1", "1 ", "1\n", "1.0", "1e3", "0x1", "1_0", "x", "²", "٣", "1\0",
      "NaN", -1, True, False, 1.0, None, b"1"],

@@ -12,6 +12,7 @@ from jobcore import CommandError, PipelineFileError, Retries, pipeline_source
 from jobcore.operations.pipelines import FIELDS
 from jobcore.pipeline_file import Entry, json_schema, parse
 from jobcore.pipeline_source import merged, problem_lines, read
+from tests.cases import each
 
 
 def problems(text, path="/srv/p.yml"):
@@ -124,7 +125,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
+@each("what", WRONG)
 def test_problems_name_file_line_field_and_remedy(what):
     """All problems of a file are told at once, a line for each."""
     text, expected = WRONG[what]
@@ -161,7 +162,7 @@ def test_tags_run_nothing():
     assert problems(text) == ["/srv/p.yml:2: a: it must be a mapping"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("a: [1", r"p\.yml:1: this is not YAML: expected"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jobcore.supervisor import frames, progress
 from jobcore.supervisor.capture import MAX_REPORT, REPORT_EVERY, ProgressReader
 from jobcore.supervisor.redaction import Values
+from tests.cases import each
 
 REPORTS = {
     b"3": (3.0, None, None),
@@ -43,14 +44,14 @@ NUMBER = rb"[0-9]+\.?[0-9]*|\.[0-9]+"
 GRAMMAR = re.compile(rb"(%b)(?:/(%b))?(?: (.*))?" % (NUMBER, NUMBER), re.DOTALL)
 
 
-@pytest.mark.parametrize("line", REPORTS)
+@each("line", REPORTS)
 def test_a_report(line):
     """Done, total and message are what the line says; so they are of the report kept of it."""
     assert progress.parse(line) == REPORTS[line]
     assert progress.parse(progress.normalize(line)) == REPORTS[line]
 
 
-@pytest.mark.parametrize("line", NONE)
+@each("line", NONE)
 def test_no_report(line):
     """A line of any other form is no report, and no error."""
     assert progress.parse(line) is None

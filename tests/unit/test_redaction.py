@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from jobcore.supervisor.redaction import Values
-from tests.cases import every
+from tests.cases import each, every
 from tests.masks import masked
 
 #: Values with everything that some encoder escapes.
@@ -165,8 +165,8 @@ def test_a_value_is_masked_within_base64(form, encode, before, secret):
     assert trickled == head + b"***" + tail
 
 
-@pytest.mark.parametrize("secret", ['pa"s', "\u00e4/\\", "a\nb", '"""""', "\u00e4\u00f6\u00fc"])
-@pytest.mark.parametrize("form", ["as it is", "json", "json utf-8", "json in upper case"])
+@each("secret", ['pa"s', "\u00e4/\\", "a\nb", '"""""', "\u00e4\u00f6\u00fc"])
+@each("form", ["as it is", "json", "json utf-8", "json in upper case"])
 def test_a_short_value_is_masked_as_it_is_and_as_json(form, secret):
     """Below six bytes these are the forms, so no object of a log line gives the value back."""
     written = FORMS[form](secret).encode()

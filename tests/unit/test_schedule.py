@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobcore.errors import JobcoreError, ScheduleError
 from jobcore.schedule import MACROS, Passed, Schedule
-from tests.cases import every
+from tests.cases import each, every
 from tests.processes import run_python
 
 UTC = timezone.utc
@@ -58,7 +58,7 @@ def instants(expression, zone, start, end):
 # What is understood
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "expected"),
     [
         ("30 4 * * *", "2026-01-01 04:30:00"),
@@ -97,7 +97,7 @@ def test_expression_is_understood(expression, expected):
     assert Schedule(expression).next_after(midnight).strftime("%Y-%m-%d %H:%M:%S") == expected
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "", " ", "* * * *", "* * * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *",
@@ -176,8 +176,8 @@ def test_end_of_time_is_an_error():
         Schedule("0 0 29 2 *").next_after(datetime(9999, 1, 1, tzinfo=UTC))
 
 
-@pytest.mark.parametrize("second", ["", "0 "], ids=["five fields", "six fields"])
-@pytest.mark.parametrize(
+@each("second", ["", "0 "])
+@each(
     ("expression", "zone", "start", "expected"),
     [
         # The skipped hour: once, right behind the gap.
@@ -209,8 +209,8 @@ def test_skipped_fixed_time_runs_once_after_the_gap(second, expression, zone, st
     assert local_ticks(second + expression, zone, start, len(expected)) == expected
 
 
-@pytest.mark.parametrize("second", ["", "0 "], ids=["five fields", "six fields"])
-@pytest.mark.parametrize(
+@each("second", ["", "0 "])
+@each(
     ("expression", "zone", "start", "end", "expected"),
     [
         ("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", "2026-10-26T00:00", ["00:30"]),
@@ -253,7 +253,7 @@ def test_every_so_many_minutes_is_that_in_real_time(second, expression, zone, ch
     assert list(islice(ticks(Schedule(second + expression, zone), start), 96)) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "zone", "start", "end", "expected"),
     [
         ("@hourly", "Europe/Berlin", "2026-03-28T23:30", "2026-03-29T03:30",

@@ -11,6 +11,7 @@ import signal
 import pytest
 
 from jobcore.testing import Script
+from tests.cases import each
 
 
 def test_the_shortest_script_exits_with_0_at_once():
@@ -107,7 +108,7 @@ def test_a_script_is_a_value():
         script.exit_code = 4
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "why"),
     [
         ({"lines": "abc"}, "list of lines"),

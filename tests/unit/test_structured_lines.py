@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jobcore import LogLine, wire
 from jobcore.structured_lines import DEEPEST, object_in, object_json
+from tests.cases import each
 
 TIME = 1_700_000_000_123_456_789
 
@@ -28,7 +29,7 @@ def sent(one):
     return json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "fields"),
     [
         ('{"event": "loaded", "rows": 200}', {"event": "loaded", "rows": 200}),
@@ -41,7 +42,7 @@ def sent(one):
         ('{"n": 123456789012345678901234567890}', {"n": 123456789012345678901234567890}),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["no end", "LF", "CRLF"])
+@each("end", ["", "\n", "\r\n"])
 def test_an_object_keeps_its_fields(text, fields, end):
     """A line that is a JSON object has `fields` beside the text, which stays as it is."""
     one = line(text + end)
@@ -55,7 +56,7 @@ def test_an_object_keeps_its_fields(text, fields, end):
 DEEP = DEEPEST + 1
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "", " ", "\n", "plain text", "{", "}", "{}}", "{} {}", "{}x", "x{}", "[]", '[{"a": 1}]',
@@ -71,7 +72,7 @@ def test_line_without_a_json_object_is_text(text):
     assert sent(line(text))["message"] == line(text).text
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         '{"a": 1, "a": 1}', '{"a": {"b": 1, "c": 2, "b": 3}}', '{"a": 1, "\\u0061": 2}',
@@ -83,7 +84,6 @@ def test_line_without_a_json_object_is_text(text):
         '{"a": ' + "[" * 30_000 + "]" * 30_000 + "}",
         '{"a": ' * 10_000 + "1" + "}" * 10_000,
     ],
-    ids=lambda text: text[:20],
 )  # fmt: skip
 def test_an_object_that_cannot_be_read_without_loss_is_text(text):
     """Keys that are there twice, numbers that are none, half surrogates, deep nesting: text."""
@@ -113,7 +113,7 @@ def test_nesting_up_to_the_limit_is_kept():
     assert object_in(json.dumps(wide)) == wide
 
 
-@pytest.mark.parametrize("depth", range(1, 3000, 97))
+@each("depth", range(1, 3000, 97))
 def test_no_depth_raises(depth):
     """Whatever the nesting, a line is sent."""
     assert sent(line('{"a":' + "[" * depth + "]" * depth + "}"))["sequence"] == 0

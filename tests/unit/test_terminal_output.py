@@ -14,9 +14,10 @@ from jobcore.cli.log_printer import PipeWriter, RowWriter, row_of
 from jobcore.cli.output import _report, without_controls
 from jobcore.clock import to_datetime
 from jobcore.models import LogLine
+from tests.cases import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "shown"),
     [
         ("plain \t text, ünïcode ✓", "plain \t text, ünïcode ✓"),
@@ -67,7 +68,7 @@ def test_progress_in_words(said, share, report):
     assert (output.share(None), _report(None)) == (None, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "row"),
     [
         ("plain", "plain"),

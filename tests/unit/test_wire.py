@@ -28,6 +28,7 @@ from jobcore import (
     wire,
 )
 from jobcore.supervisor import frames
+from tests.cases import each
 from tests.unit.test_errors import EXAMPLES
 
 TIME = 1_700_000_000_123_456_789
@@ -421,7 +422,7 @@ def test_those_who_come_at_once_get_each_a_place():
 # --- messages ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@each("error", EXAMPLES)
 def test_error_as_an_object(error):
     """An error of the client's says what is wrong; one of the service's only that it is."""
     form = wire.error_to_object(error, "/api/jobs/1")
