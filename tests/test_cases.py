@@ -16,7 +16,7 @@ def test_every_combination_is_run():
 
 
 def test_every_failure_is_named():
-    """A case that fails ends nothing, and whatever it raises is told with its values."""
+    """A failing case does not end the others; its error and values are printed."""
     seen = []
 
     def check(number):

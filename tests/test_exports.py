@@ -53,7 +53,7 @@ def test_names_are_loaded_from_where_type_checkers_see_them():
 
 
 def test_unknown_names_are_attribute_errors():
-    """A name that is not there is told as by any module, and nothing is loaded for it."""
+    """A missing name is an AttributeError, and loads no module."""
     assert not hasattr(jobcore, "JobManger")
     assert not hasattr(jobcore, "_private")
     assert not hasattr(jobcore, "__wrapped__")

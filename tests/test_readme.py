@@ -79,7 +79,7 @@ def test_the_example_runs_as_printed(tmp_path):
 
 
 def test_the_examples_of_events_run_as_printed(tmp_path):
-    """A subscriber is told, and a reader that stores its place goes on there."""
+    """A subscriber gets events, and a reader continues from its stored id."""
     subscribe, feed = between("subscribe", "end of subscribe"), between("feed", "end of feed")
     (told,), (read,) = blocks("python", subscribe), blocks("python", feed)
 
@@ -132,7 +132,7 @@ def test_the_example_of_tasks_runs_as_printed(tmp_path):
 
 
 def test_the_example_of_schedules_runs_as_printed(tmp_path):
-    """A pipeline runs by the clock, and another one behind it."""
+    """A pipeline runs by the clock, and another one after it."""
     section = between("schedule:", "end of schedule")
 
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
@@ -157,7 +157,7 @@ def campaigns():
 
 
 def test_the_report_of_campaigns_has_each_of_them_without_a_violation():
-    """What README quotes is what `pytest -m faults` has printed, of all that there is."""
+    """README's table has every campaign of `pytest -m faults`, without a violation."""
     (report,) = blocks("text", between("campaigns", "end of campaigns"))
     rows = re.findall(r"^(\S.*?) {2,}([\d,]+) +(\d+)(?: +\d+ s)?$", report, re.MULTILINE)
 

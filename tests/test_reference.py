@@ -184,7 +184,7 @@ def explains_itself(position, parameter):
 
 @every(name=CALLABLE)
 def test_every_parameter_is_described(name):
-    """Each is in `Args`, but for the id of the one thing that a verb is about."""
+    """`Args` has each one, except the id of the object that a verb is about."""
     has = parameters(CALLABLE[name])
     said = described(CALLABLE[name], "args")
     missing = [
@@ -197,7 +197,7 @@ def test_every_parameter_is_described(name):
 
 @every(name=CALLABLE)
 def test_only_parameters_are_described_in_their_order(name):
-    """`Args` has nothing that the signature has not, and no other order."""
+    """`Args` has the parameters of the signature, in the same order."""
     has = list(parameters(CALLABLE[name]))
     said = list(Docstring(CALLABLE[name]).args)
 

@@ -206,7 +206,7 @@ STORED = {
 
 @pytest.mark.parametrize("what", STORED)
 def test_invalid_stored_value_is_reported_as_damage(tmp_path, sample, what):
-    """A row that SQLite finds in order and that makes no sense is told, without its values."""
+    """A value that SQLite reads but jobcore cannot use is reported without its text."""
     folder, facts = sample
     shutil.copytree(folder, tmp_path / "copy")
     database = str(tmp_path / "copy" / "jobs.db")
@@ -254,7 +254,7 @@ def test_a_number_far_away_does_not_keep_pruning_busy(jobs, database):
 
 
 def test_a_job_ends_though_its_log_is_damaged(jobs, database):
-    """Old segments that cannot be read keep no job RUNNING; who reads them is told."""
+    """Old segments that cannot be read delay no ending; readers of the log get an error."""
     task = jobs.start_job(jobs.create_job("TASK").id)
     jobs.append_log(task.id, "first")
     sql(database, "UPDATE log_segment SET data = x'00'")

@@ -192,7 +192,7 @@ def test_directories_that_are_moved_are_missed_and_used_again(tmp_path):
 
 
 def test_recreated_root_does_not_make_running_jobs_look_dead(tmp_path):
-    """Who finds a root without a job's directory does not take the job for dead: it lives on."""
+    """A manager that finds a root without a job's directory does not settle the job."""
     database, go = str(tmp_path / "jobs.db"), str(tmp_path / "go")
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         job = submit_printing(jobs, go)

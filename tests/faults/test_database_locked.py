@@ -186,7 +186,7 @@ def test_reads_do_not_wait_for_a_locked_database(tmp_path, rounds, record_proper
 
 
 def test_writes_raise_database_busy_after_their_timeout(database, clock):
-    """Every verb that writes raises DatabaseBusy after its time-out, not before; none half does."""
+    """Each verb that writes raises DatabaseBusy after its time-out, and has no effect."""
     with JobManager(database, slots=0, clock=clock, busy_timeout=BUSY) as jobs:
         pipeline = jobs.create_pipeline("nightly", ["true"])
         queued, task = jobs.create_job("TASK"), jobs.start_job(jobs.create_job("TASK").id)
@@ -242,7 +242,7 @@ def test_time_out_and_stop_work_while_the_database_is_locked(database):
 
 
 def test_close_stops_jobs_while_the_database_is_locked(database, monkeypatch):
-    """Supervisors are told what cannot be stored, and the lock is waited for once in all."""
+    """`close` sends the stops to the supervisors, and waits for the lock only once."""
     jobs = JobManager(database, slots=3, busy_timeout=BUSY, on_exit="stop")
     ids = [jobs.submit(SLEEPS, grace=0).id for _ in range(3)]
     try:
@@ -278,7 +278,7 @@ def test_close_stops_jobs_while_the_database_is_locked(database, monkeypatch):
 
 
 def test_wait_and_follow_survive_a_locked_database(database):
-    """Who waits for a job or reads its log while nothing can be stored has all of it in the end."""
+    """They return the end and all lines, though nothing could be stored for a while."""
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         job = jobs.submit(numbers(2000, 5))
         until(lambda: jobs.get_job(job.id).status is not Status.QUEUED, "the start")

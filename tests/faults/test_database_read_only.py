@@ -128,5 +128,5 @@ def _open_later(folder):
 
 
 def test_a_database_without_a_log_waits_for_a_disk_that_can_be_written(tmp_path):
-    """Where SQLite cannot make what it needs to read, opening says so, and leaves nothing."""
+    """If SQLite cannot make the files it needs, opening fails and leaves nothing."""
     assert in_own_mounts(_open_later, str(tmp_path)) == (["jobs.db", "jobs.db.jobs"], 1)

@@ -109,7 +109,7 @@ def test_a_loop_rests_with_descriptors_beyond_1023():
 
 
 def test_job_after_one_that_cannot_be_prepared_runs(database):
-    """A directory that is not ours to use keeps its own job QUEUED, and no other."""
+    """A directory that jobcore must not use keeps only its own job QUEUED."""
     with JobManager(database, slots=0) as jobs:
         first, second = jobs.submit(["true"]), jobs.submit(["true"])
     foreign = os.path.join(database + ".jobs", first.id.hex)
@@ -259,7 +259,7 @@ def test_no_job_escapes_a_close_that_stops(database):
 
 
 def test_a_pipelines_grace_is_noted_with_its_claim(database):
-    """The grace that a stop is measured by is that of what was really started."""
+    """A stop uses the grace of the command that was started."""
     with JobManager(database, slots=1, on_exit="stop") as jobs:
         pipeline = jobs.create_pipeline("nightly", Command(SLEEPS, grace=120))
         job = jobs.create_job(pipeline_id=pipeline.id)
@@ -399,7 +399,7 @@ def test_manager_keeps_working_while_an_interpreter_hangs(database, clock, tmp_p
 
 
 def test_close_waits_for_no_more_than_the_step_under_way(database, monkeypatch):
-    """Where each step waits long for a lock of the database, those behind it are left out."""
+    """If each step waits long for the database, the steps after it are left out."""
     entered, goes_on, later = threading.Event(), threading.Event(), []
 
     def tick(_scheduler):

@@ -61,7 +61,7 @@ def _end(database, handler):
     ids=["wait", "drain", "follow"],
 )
 def test_endless_wait_is_refused_during_exit(database, call):
-    """Nobody runs a queued job any more, so whoever waits for one there is told."""
+    """No manager runs a queued job any more, so waiting for one raises an error."""
     said = _end(database, f"HANDLER = lambda: refused(lambda: {call})")
 
     assert said == [REFUSED]
@@ -79,7 +79,7 @@ def test_a_manager_stops_at_exit_what_it_is_to_stop(database):
 
 
 def test_a_running_job_can_be_waited_for_at_exit(database):
-    """Who waits there for a job that runs sees its end: its supervisor needs nobody."""
+    """A wait for a running job sees its end, because its supervisor needs no host."""
     said = _end(
         database,
         """

@@ -40,7 +40,7 @@ def test_no_fault_is_missing():
 
 @every(row=ROWS)
 def test_every_fault_has_tests_that_there_are(row):
-    """A row names tests, each by its file and its function, or the reason why there is none."""
+    """Each row names existing tests by file and function, or the reason for having none."""
     number, _, tests = row
     if tests.startswith("Not produced here: "):
         assert "`" not in tests, number

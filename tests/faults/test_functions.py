@@ -64,7 +64,7 @@ def test_a_function_outlives_its_host(database, tmp_path):
     "point", [failpoints.IMPORT_READ, failpoints.SETTLE_WRITTEN, failpoints.SETTLED]
 )
 def test_a_host_that_dies_over_a_value_leaves_it_once(database, point):
-    """Killed before, in and behind the transaction of the verdict, it leaves the value there."""
+    """Killed before, in or after the transaction of the ending, it leaves one value."""
     with host(call_and_serve, database, point, functions.gives_back, (1, 2)) as killed:
         job_id = killed.hear()
         assert killed.end() == -signal.SIGKILL
@@ -90,7 +90,7 @@ def test_all_who_read_at_once_have_the_same_value(database, tmp_path):
 
 @in_rounds(smoke=6, full=300)
 def test_a_function_killed_at_a_random_moment_returns_all_or_nothing(rounds, database):
-    """SIGKILLed at any instant, writing included: COMPLETE with the whole value, or none."""
+    """Killed at any time, also while it writes: COMPLETE with the whole value, or no value."""
     value, killed = "x" * 2**21, 0
     with JobManager(database, slots=1) as jobs:
         for chance in rounds:

@@ -48,7 +48,7 @@ def end_hanging_commands(tmp_path, place):
 
 
 def test_process_that_no_signal_ends_is_recorded(tmp_path):
-    """A command that the kernel holds for ever has its end, and its pid is told."""
+    """The job ends although the kernel holds its command, and its row has the pid."""
     reason, unreaped, status = in_own_mounts(end_unkillable_command, tmp_path)
 
     assert (reason, len(unreaped), status) == ("stopped", 1, None)
@@ -71,7 +71,7 @@ def end_unkillable_command(tmp_path):
 
 
 def test_other_jobs_of_the_manager_run(tmp_path, database):
-    """Submitting, starting and stopping a job that hangs delays no other one."""
+    """A hanging job does not delay submitting, starting and stopping others."""
     outcomes = in_own_mounts(run_beside_hanging_jobs, tmp_path, database)
 
     assert outcomes == [(Status.STOPPED, Reason.TIMEOUT)] * 4 + [(Status.COMPLETE, Reason.EXITED)]

@@ -277,13 +277,13 @@ TRUTH = {
 
 
 def test_the_truth_is_known_of_every_point():
-    """No point of a host without what must be true behind it."""
+    """Each failpoint of a host has an entry that says what must be true after it."""
     assert tuple(TRUTH) == failpoints.HOST
 
 
 @pytest.mark.parametrize("point", TRUTH)
 def test_host_crash_at_any_failpoint_leaves_a_true_state(world, point):
-    """Nothing changes behind the point, and the next host ends the job with what is true."""
+    """Nothing changes after the point, and the next host ends the job correctly."""
     lead, truth = TRUTH[point]
     job_id = lead(world, point)
 
@@ -373,7 +373,7 @@ def test_a_waiting_thread_of_a_dead_manager_is_thrown_out(world):
 
 
 def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
-    """What is committed and was not told stays untold, as it does when a process dies."""
+    """Events that were committed but not delivered are not delivered later."""
     told = []
     jobs = world.manager(slots=0)
 

@@ -58,7 +58,7 @@ def _mount_over_an_open_one(folder):
 
 
 def test_check_reports_a_mount_over_an_open_file(tmp_path):
-    """Whoever has a database open is told by its check that its name is another file's now."""
+    """The check of an open database reports that its path now leads to another file."""
     assert (
         "mounted by itself" in in_own_mounts(_mount_over_an_open_one, str(tmp_path))["file system"]
     )

@@ -37,7 +37,7 @@ def test_there_are_enough_mutants():
 @pytest.mark.faults
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant, tmp_path, record_property):
-    """With the slip in, one of the tests fails; which one is told."""
+    """With the mutant in place, at least one of its tests fails; the output names it."""
     # With what is compiled, or each mutant compiles a hundred files that are the same; but
     # for what somebody is just writing, which goes by another name until it is there.
     ignored = shutil.ignore_patterns("*.pyc.*")

@@ -94,7 +94,7 @@ def use_and_reap(database):
     ids="+".join,
 )
 def test_jobs_run_without_a_system_call(database, calls, error):
-    """A kernel that lacks it, or a filter that forbids it, changes nothing of what is told."""
+    """If a kernel lacks it or a filter forbids it, jobs end with the same facts."""
 
     def host():
         forbid(*calls, error=error)
@@ -263,7 +263,7 @@ def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):
 
 
 def test_shortage_of_descriptors_does_not_disable_pidfds(monkeypatch):
-    """It passes: what is found out while none is left is not remembered."""
+    """A failure for lack of descriptors is not remembered as "no pidfds"."""
     monkeypatch.setattr(system_calls, "_has_pidfds", [])
     open_it = os.pidfd_open
 
@@ -306,7 +306,7 @@ def test_an_old_sqlite_is_refused_with_the_remedy(database, monkeypatch):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_python_without_ctypes_is_refused_with_the_remedy(database, tmp_path, monkeypatch, named):
-    """Its supervisors could not begin; a manager that runs nothing needs none."""
+    """Its supervisors could not start; a manager without slots does not need ctypes."""
     monkeypatch.setitem(sys.modules, "_ctypes", None)
     JobManager(database, slots=0).close()
     if named:

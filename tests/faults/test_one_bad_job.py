@@ -130,7 +130,7 @@ def adopted(scripted):
 
 
 def test_unforeseen_error_concerns_its_own_job(database, clock, jobs, scripted, due, monkeypatch):
-    """Even a defect of jobcore that one job brings to light keeps no other job from its end."""
+    """Even a bug of jobcore with one job does not keep other jobs from ending."""
     bad, adopted, reconcile = an_ended_one(scripted), an_ended_one(scripted), Recovery.reconcile
 
     def fail(self, run, **options):
@@ -147,7 +147,7 @@ def test_unforeseen_error_concerns_its_own_job(database, clock, jobs, scripted, 
 def test_directory_with_another_mode_concerns_its_own_job(
     database, clock, jobs, scripted, adopted, due, caplog
 ):
-    """A deploy's `chmod -R` on the directories of some jobs: the others go on, and it is told."""
+    """After `chmod -R` on the directories of some jobs, the others run; a log event says so."""
     modes = (0o755, 0o750, 0o500, 0o000, 0o4700)
     bad = [an_ended_one(scripted) for _ in modes]
     for one, mode in zip(bad, modes, strict=True):
@@ -168,7 +168,7 @@ def test_directory_with_another_mode_concerns_its_own_job(
 def test_irregular_files_affect_only_their_own_jobs(
     database, clock, jobs, scripted, adopted, due, kind
 ):
-    """What is no file is neither waited for nor believed; once it is gone the truth is told."""
+    """Jobcore neither waits for nor trusts irregular files; without them, it settles the job."""
     bad = {name: an_ended_one(scripted) for name in NAMES}
     undo = [replace(f"{one.path}/{name}", kind) for name, one in bad.items()]
 
@@ -208,7 +208,7 @@ def test_irregular_files_of_dead_jobs_affect_only_those_jobs(
 def test_irregular_files_of_starting_jobs_affect_only_those_jobs(
     database, clock, jobs, adopted, due, kind
 ):
-    """A QUEUED job with something strange in its directory keeps no other from its start."""
+    """A QUEUED job with an irregular file in its directory keeps no other from starting."""
     bad, undo = [], []
     for name in NAMES:
         job = jobs.submit(["true"])
@@ -385,7 +385,7 @@ def spoiled(database, table, kinds=tuple(GARBAGE)):
 def test_damaged_row_of_a_job_concerns_it_alone(
     database, clock, jobs, scripted, adopted, due, state, what
 ):
-    """Garbage in any column of a job keeps no other job, no schedule and no adoption."""
+    """Garbage in any column of a job stops no other job, schedule or adoption."""
     damaged = []
     for column, value in spoiled(database, "job", [what]):
         if state == "queued":
@@ -399,7 +399,7 @@ def test_damaged_row_of_a_job_concerns_it_alone(
 
 
 def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adopted, due):
-    """Garbage in any column of a pipeline keeps no other schedule, no job and no adoption."""
+    """Garbage in any column of a pipeline stops no other schedule, job or adoption."""
     damaged = []
     for number, (column, value) in enumerate(spoiled(database, "pipeline")):
         name = f"{column} {number}"
@@ -418,7 +418,7 @@ LEAVES_A_CHILD = "sleep 300 & echo up; exec sleep 300"
 
 @pytest.mark.parametrize("name", NAMES)
 def test_leftovers_are_killed_though_no_verdict_can_be_given(database, name):
-    """A dead supervisor's files may be anything: what it has left does not run on."""
+    """Whatever files a dead supervisor has left, its leftover processes are killed."""
     kinds = [*STRANGE, *DAMAGED]
     with JobManager(database, slots=len(kinds)) as jobs:
         running = {kind: jobs.submit(["sh", "-c", LEAVES_A_CHILD]) for kind in kinds}

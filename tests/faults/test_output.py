@@ -117,7 +117,7 @@ def sizes_for(data, chance):
 @in_rounds(smoke=1, full=20, long=True)
 @STREAMS
 def test_hostile_bytes_come_back_as_they_were(jobs, scripted, streams, rounds):
-    """Whatever it is, and wherever reads and imports cut it, each stream has what it was given."""
+    """However reads and imports split the output, each stream has exactly its bytes."""
     names = list(HOSTILE)
     for chance in rounds:
         wrong = {}

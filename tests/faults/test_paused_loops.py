@@ -80,7 +80,7 @@ def wait_in_a_loop(jobs, monkeypatch):
 
 
 def test_a_paused_loop_keeps_no_other_from_seeing_the_end(jobs, looks, monkeypatch):
-    """One loop stands still in a look, and `wait_async` in another one sees what it waits for."""
+    """One loop hangs in a look, and `wait_async` in another loop still sees the end."""
     with paused(jobs, looks):
         assert wait_in_a_loop(jobs, monkeypatch) is Status.COMPLETE
         assert wait_in_a_loop(jobs, monkeypatch) is Status.COMPLETE

@@ -140,7 +140,7 @@ def test_files_of_a_running_job_are_private(tmp_path, mask):
 
 @only_root
 def test_umask_0777_does_not_lock_the_owner_out():
-    """A user who is not root can use, and open again, what was made under umask 0777."""
+    """A user other than root can use and reopen files that were made under umask 0777."""
     place = tempfile.mkdtemp(prefix="jobcore-test-")
     os.chown(place, STRANGER, STRANGER)
     database = f"{place}/jobs.db"
@@ -211,7 +211,7 @@ def test_invalid_root_is_refused_before_any_write_or_start(tmp_path, what):
 
 @pytest.mark.parametrize("what", ["a link", "a link to nothing", "a directory", "a FIFO", "no id"])
 def test_invalid_store_id_file_is_refused(tmp_path, what):
-    """What has the name of the store's id and is none is not followed, and stays as it is."""
+    """A file with the name of the store's id but other content is refused and stays."""
     database = str(tmp_path / "jobs.db")
     with JobManager(database, slots=0) as jobs:
         jobs.submit(["touch", str(tmp_path / "ran")])
@@ -260,7 +260,7 @@ def test_job_with_an_invalid_directory_does_not_start(tmp_path, what, caplog):
 
 @pytest.mark.parametrize("what", ["a link", "0o777", FOREIGN])
 def test_running_job_with_an_invalid_directory_is_not_judged(jobs, scripted, tmp_path, what):
-    """A RUNNING job is not judged by what is not its own; who would stop it is told."""
+    """A RUNNING job with another's directory is not settled, and stopping it raises an error."""
     one = scripted()
     one.write(b"line\n")
     one.exit()
@@ -342,7 +342,7 @@ def test_file_readable_by_others_is_made_private(closed, mode, caplog):
 @pytest.mark.parametrize("end", ["", "-wal"])
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777], ids=oct)
 def test_file_writable_by_others_is_refused(closed, tmp_path, mode, end):
-    """Who writes to the file says what is run: it is not used, nor changed, and told what to do."""
+    """Who can write to the file can run commands, so it is refused with the remedy."""
     open(closed + end, "ab").close()
     os.chmod(closed + end, mode)
     before = everything(tmp_path)
@@ -364,7 +364,7 @@ def test_a_database_of_another_user_is_refused(closed, tmp_path):
 
 
 def test_root_with_another_mode_is_refused_with_the_remedy(closed):
-    """Whoever restored a backup with another mode is told what to do."""
+    """After a backup is restored with another mode, the error says how to correct it."""
     os.chmod(closed + ".jobs", 0o755)
 
     with pytest.raises(StoreMismatch, match=r"\.jobs: .* mode 755: it has to be .* mode 700"):

@@ -24,7 +24,7 @@ def own_objects():
 
 @in_rounds(smoke=200, full=1000)
 def test_many_jobs_leave_no_descriptor_thread_zombie_or_directory(database, rounds):
-    """1,000 jobs through 4 slots all end COMPLETE, and nothing of them is left."""
+    """1,000 jobs in 4 slots all end COMPLETE and leave nothing open."""
     before = descriptors()
     objects = []
     with JobManager(database, slots=4) as jobs:

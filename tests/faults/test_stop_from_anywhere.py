@@ -101,7 +101,7 @@ def test_a_command_that_obeys_keeps_its_exit_code(running_jobs):
 
 @pytest.mark.parametrize("program", [SLEEPS, STOPS_ITSELF], ids=["sleeping", "stopped"])
 def test_stop_ends_what_sleeps_or_is_stopped(running_jobs, program):
-    """SIGTERM reaches a sleeping command, and SIGCONT behind it one that is stopped."""
+    """SIGTERM ends a sleeping command, and with SIGCONT after it a stopped one."""
     job = running_jobs.submit(program)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
 

@@ -87,7 +87,7 @@ def test_waiters_get_the_error_of_a_failing_dispatcher(database, clock, monkeypa
 
 
 def test_short_failure_is_not_raised_in_waiters(database, clock, monkeypatch):
-    """Three failures within a moment are none that a waiter hears of."""
+    """A waiter does not get an error for three failures within a moment."""
     with JobManager(database, slots=1, clock=clock) as jobs:
         monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
@@ -114,7 +114,7 @@ def test_full_disk_is_never_raised_in_waiters(database, clock, monkeypatch, erro
 
 @pytest.mark.usefixtures("quick_failures")
 def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch):
-    """Only one whose own manager would run the job is told that this manager cannot."""
+    """A waiter gets an error only if its own manager would have to run the job."""
     with JobManager(database, slots=1, clock=clock, executors={"X": CommandExecutor()}) as jobs:
         monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
@@ -196,7 +196,7 @@ def test_sockets_that_are_forbidden_keep_no_job_from_running(database, monkeypat
 
 
 def test_debuggers_hook_does_not_reach_supervisors(database, monkeypatch):
-    """pydevd is asked to leave the command line alone while a supervisor is started."""
+    """pydevd is asked to leave the command line of a supervisor unchanged."""
     before = subprocess.Popen
     skipped = []
 
@@ -250,7 +250,7 @@ def test_frozen_program_is_refused_at_once(database, monkeypatch):
 
 
 def test_process_without_an_interpreter_is_refused_at_once(database, monkeypatch):
-    """A program that embeds Python may know none."""
+    """A program that embeds Python may have no `sys.executable`."""
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(SpawnError, match="python="):
         JobManager(database, slots=1)
@@ -277,7 +277,7 @@ def test_ordinary_interpreter_is_not_asked(database, monkeypatch):
 
 
 def test_program_that_starts_itself_stops_at_the_first(tmp_path):
-    """A program whose `sys.executable` is itself is started once, refuses there, and is told."""
+    """A program that is its own `sys.executable` starts itself only once, with an error."""
     program, database = tmp_path / "program", tmp_path / "jobs.db"
     started = tmp_path / "started"
     program.write_text(

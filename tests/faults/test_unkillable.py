@@ -28,7 +28,7 @@ def end(process):
 
 
 def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
-    """No SIGKILL ends an uninterruptible sleep: the job ends all the same, and says who stayed."""
+    """SIGKILL does not end an uninterruptible sleep: the job ends, and names the process."""
     monkeypatch.setattr(ScriptedProcesses, "kill", lambda _: [])
     monkeypatch.setattr(termination, "children", lambda: [4242])
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_vanished_pid_is_not_a_survivor(monkeypatch):
 
 
 def test_former_lock_holder_is_not_signalled():
-    """Who is to be woken, or ended, for a lock that it holds is asked for that lock once more."""
+    """Before a process is signalled as the holder of a lock, the lock is checked again."""
     innocent = sleeping("another")
     gone = subprocess.Popen(["true"])
     gone.wait()

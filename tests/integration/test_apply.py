@@ -209,7 +209,7 @@ def test_pruned_pipeline_is_an_unknown_source(jobs):
 
 
 def test_pause_and_next_tick_stay(jobs, clock):
-    """A description of what runs does not resume it, nor does it move a tick that is due."""
+    """Applying a file neither resumes a pipeline nor moves a tick that is due."""
     load, _ = jobs.apply(BOTH)
     jobs.update_pipeline(load.pipeline_id, paused=True)
     jobs.apply({"pipelines": {"load": {"script": "other", "schedule": "@daily"}}})
@@ -299,7 +299,7 @@ def test_two_processes_apply_it_once(jobs, database):
 
 
 def test_crash_in_the_middle_leaves_all_or_nothing(database):
-    """A host that dies in the transaction has written none of it."""
+    """A host that dies in the transaction has not written any part of the file."""
     host = JobManager(database, slots=0)
     with crash(host, at=failpoints.WRITE_BEGUN):
         host.apply(BOTH)

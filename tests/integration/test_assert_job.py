@@ -27,7 +27,7 @@ def failure(*args, **expected):
 
 
 def test_matching_facts_pass_and_return_the_job(jobs, job):
-    """Each argument alone, all together, and none; the job is read again."""
+    """Each argument alone, all, and no arguments; the job is read again."""
     stale = job.model_copy(update={"status": Status.QUEUED})
 
     for expected in (
@@ -117,7 +117,7 @@ def test_system_lines_are_not_the_jobs(database):
 
 
 def test_the_manager_is_found_or_named(jobs, job, tmp_path):
-    """Of several managers the one that has the job is asked; one that was named is asked alone."""
+    """It asks the manager that has the job, or only the one that was passed."""
     with JobManager(tmp_path / "other.db", slots=0) as other:
         assert assert_job(job) == job
         assert failure(job, jobs=other) == [f"the manager has no job {job.id}"]

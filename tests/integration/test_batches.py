@@ -119,7 +119,7 @@ def _found(jobs, job_id):
 
 
 def test_others_write_between_the_steps(jobs, database, monkeypatch):
-    """A job that is submitted meanwhile has a number behind those of the batch, and stays."""
+    """A job that is submitted meanwhile has a higher number than the batch, and stays."""
     real, made = staging.Throttle.step, []
 
     def take(self):
@@ -288,7 +288,7 @@ def fail_at(number, error, function):
 
 
 def test_batch_that_was_swept_is_not_published(jobs, monkeypatch):
-    """Where its process was taken for dead, none of it is created, and the caller is told."""
+    """If its process was taken for dead, no job of it is created, and the call raises."""
     monkeypatch.setattr(batches, "is_open", lambda *_: False)
 
     with pytest.raises(StoreError, match="no job was created"):
@@ -299,7 +299,7 @@ def test_batch_that_was_swept_is_not_published(jobs, monkeypatch):
 
 
 def test_error_in_the_middle_leaves_nothing(jobs, database, monkeypatch):
-    """What fails in the middle removes what it has written, and none of the jobs is there."""
+    """A failure in the middle removes the jobs that were written before."""
     steps = []
 
     def look():
@@ -318,7 +318,7 @@ def test_error_in_the_middle_leaves_nothing(jobs, database, monkeypatch):
 
 
 def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeypatch):
-    """The deletion wins: none of the jobs is created, and the workspace goes."""
+    """The workspace is deleted, and no job of the batch is created."""
     place = jobs.create_workspace("w")
     real = staging.Throttle.step
 

@@ -344,7 +344,7 @@ CIRCLES = {
 
 @pytest.mark.parametrize("triggered_by", [["a"], ["A"], ["b", "a"]])
 def test_pipeline_that_names_itself_is_refused_at_creation(jobs, database, triggered_by):
-    """A new pipeline can close no other circle, as nothing names it yet."""
+    """No other cycle is possible then, because no pipeline names a new one."""
     jobs.create_pipeline("b", ["true"])
     before = stored_pipelines(database)
     with pytest.raises(PipelineCycle) as caught:

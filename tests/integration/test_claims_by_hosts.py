@@ -49,7 +49,7 @@ def test_job_that_cannot_be_returned_is_not_claimed(jobs, database, column, garb
 
 
 def test_jobs_that_cannot_be_read_are_passed_over(jobs, database):
-    """Damaged rows at the head of the queue keep no other job from being claimed."""
+    """Damaged rows at the head of the queue do not keep other jobs from being claimed."""
     made = [jobs.create_job("ELT") for _ in range(4)]
     with closing(sqlite3.connect(database)) as connection, connection:
         for job in made[:3]:
@@ -70,7 +70,7 @@ def claim_all(database):
 
 
 def test_claimers_that_race_get_each_job_once(database):
-    """No job is handed to two processes, and none is left."""
+    """Each job goes to exactly one process, and all jobs are claimed."""
     with JobManager(database, slots=0) as jobs:
         made = {str(jobs.create_job("ELT").id) for _ in range(40)}
         claimed = [one for some in at_once(claim_all, [(database,)] * 4) for one in some]
@@ -86,7 +86,7 @@ def submit_one(database):
 
 
 def test_claim_waits_for_a_job_of_another_process(jobs, database):
-    """It returns as soon as there is one, and None when the time is over."""
+    """It returns as soon as there is a job, or None after the time-out."""
     assert jobs.claim_job("ELT", timeout=0.01) is None
     found = []
     waiter = threading.Thread(target=lambda: found.append(jobs.claim_job("ELT", timeout=None)))
@@ -138,7 +138,7 @@ def test_claim_without_a_type_is_refused(jobs, kind):
 
 @pytest.mark.parametrize("timeout", [float("nan"), "1", True])
 def test_invalid_timeout_is_refused(jobs, timeout):
-    """It is told before anything is claimed."""
+    """The error comes before a job is claimed."""
     jobs.create_job("ELT")
     with pytest.raises(ValueError, match="timeout must be"):
         jobs.claim_job("ELT", timeout=timeout)

@@ -337,7 +337,7 @@ def test_run_prints_why_a_command_cannot_start(cli, words, code, said):
 
 
 def test_a_job_that_cannot_be_started_now_is_not_started_some_day(cli):
-    """Where no supervisor can be had `run` says so, and takes what it has queued back."""
+    """If no supervisor can start, `run` says so and cancels the job that it queued."""
     source = """
 import sys
 from jobcore.cli import main
@@ -655,7 +655,7 @@ def test_logs_follow_a_job_that_has_not_started_yet(cli, queue):
 
 
 def test_job_is_found_by_the_beginning_of_its_id(cli, queue):
-    """As many digits as are unique do; where they are not, the ids are told."""
+    """A unique beginning is enough; for others, the error lists the ids."""
     jobs = [queue.create_job("TASK") for _ in range(2)]
     beginning = jobs[0].id.hex[:6]
     assert json.loads(cli("show", "--json", str(jobs[0].id)[:12])[0])["id"] == str(jobs[0].id)
@@ -709,7 +709,7 @@ def test_cancel_takes_a_queued_job_and_stops_a_running_one(cli, queue):
 
 
 def test_delete_removes_a_running_job(cli):
-    """After `delete` nobody knows the job, and nothing of it runs."""
+    """After `delete`, the job is not found, and its processes have ended."""
     job_id = cli("run", "--detach", "--", "sh", "-c", CATCHES_TERM)[0].strip()
 
     assert cli("delete", job_id) == ("", "")
@@ -1086,7 +1086,7 @@ def test_a_read_only_directory_is_one_line(cli):
 
 
 def test_a_full_output_is_one_line(cli, queue):
-    """Output that cannot be written is an error that is told."""
+    """If stdout cannot be written, the command prints one line of error."""
     queue.create_job("TASK")
     with open("/dev/full", "wb") as full:
         _, err = finish(cli.start("list", stdout=full), 1)
@@ -1206,7 +1206,7 @@ def test_terminal_shows_a_prompt_again_below_lines_of_the_other_stream(cli):
 
 
 def test_logs_shows_a_prompt_and_ends(cli):
-    """Without `-f` it is the last line of what there is; JSON has numbered lines alone."""
+    """Without `-f`, an unfinished line is printed last; JSON has only finished lines."""
     job_id = cli("run", "--detach", "--", "sh", "-c", "echo first; " + ASKS)[0].strip()
     until(lambda: cli("logs", job_id)[0] == "first\nsure? ", "the prompt")
 

@@ -165,7 +165,7 @@ def test_completion_of_jobs_loads_neither_framework_nor_manager(made, database):
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_bash_completes(made, database, tmp_path):
-    """The printed script works in bash as it is."""
+    """The printed script works in bash unchanged."""
     del made
     (script, _) = in_a_pipe(database, [["completion", "bash"]])
     program = tmp_path / "jobcore"

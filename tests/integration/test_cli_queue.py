@@ -244,7 +244,7 @@ def test_queue_is_paused_and_limited(cli, jobs, database):
 
 
 def test_wait_for_several_exits_with_0_only_if_all_are_complete(cli, jobs):
-    """One exits with its own code; of several, one failure makes it 1; none is 0."""
+    """For one job, its exit code; for several, 1 if one failed; for no job, 0."""
     task(jobs, 0), task(jobs, 0), task(jobs, 7)
 
     cli("wait", "3", code=7)
@@ -345,7 +345,7 @@ def logged(running_jobs):
 
 
 def test_several_logs_have_titles(database, logged):
-    """Each is printed as it is, under its number and name; a filter may choose one."""
+    """Each log has its job's number and name as title; a filter can select one."""
     both, failed, lines, err = in_a_pipe(
         database,
         [["logs", "1", "3"], ["logs", "--failed"], ["logs", "--all", "--tail", "1"]],
@@ -421,7 +421,7 @@ def test_two_jobs_are_followed_at_once(database, running_jobs, gate):
 
 
 def test_pattern_is_checked(cli, database):
-    """A regular expression that is none is one line."""
+    """An invalid regular expression is one line of error."""
     _, err = cli("logs", "1", "--grep", "(", code=2)
 
     assert "'(' is not a regular expression" in err

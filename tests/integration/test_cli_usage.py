@@ -315,7 +315,7 @@ def test_help_loads_no_database():
 
 
 def test_commands_collect_garbage_but_not_what_they_import(database, jobs):
-    """The collector is off during the imports, and then leaves alone what they have made."""
+    """The collector is off during imports, and does not visit imported objects afterwards."""
     job = jobs.submit(["true"])
     shown = run_python(
         "import atexit, gc, sys\n"
@@ -354,7 +354,7 @@ def test_run_prints_the_id_on_request(database):
     ],
 )
 def test_run_hints_at_what_was_meant(database, words, hint):
-    """A line for a shell, or a variable, in the place of a program is told apart."""
+    """The error says if a line for a shell, or a variable, was given as the program."""
     _, err = ended(start(database, "run", "--", *words), code=127)
 
     assert "program not found" in err or "cannot start" in err
@@ -393,7 +393,7 @@ def test_program_with_spaces_in_its_name_runs(database, tmp_path):
 
 
 def test_stopping_run_itself_leaves_the_job_running(database, gate):
-    """As Ctrl-Z does: the job ends meanwhile, and what it said is shown afterwards."""
+    """Ctrl-Z does this: the job goes on, and its output is shown afterwards."""
     process = start(database, "run", "--", "sh", "-c", f"echo ready; read x <'{gate}'; echo done")
     assert process.stdout.readline() == "ready\n"
     stop_host(process.pid, database)

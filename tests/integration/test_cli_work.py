@@ -108,7 +108,7 @@ def test_missing_service_manager_is_only_reported(monkeypatch, capsys, tmp_path)
 
 
 def test_drain_on_stop_waits_for_what_runs_and_starts_no_more(database, gate):
-    """After the signal the running job ends, its end is told, and the next one stays queued."""
+    """After the signal, the running job ends and is printed; the next one stays queued."""
     with JobManager(database, slots=0) as jobs:
         first = jobs.submit(["sh", "-c", f"read x <'{gate}'; exit 5"], name="first")
         process = start(database, "--slots", "1", "--drain-on-stop", "-v")

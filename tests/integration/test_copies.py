@@ -134,7 +134,7 @@ def look_at_task_in_copy(path):
 
 
 def test_looking_at_a_copy_brings_nothing_in(jobs, scripted, database, tmp_path):
-    """What the files of a copy say is not taken for what the job of the original has said."""
+    """The job files of a copy are not imported for the original's jobs."""
     run = scripted()
     run.started()
     run.write(b"a line\n")
@@ -155,7 +155,7 @@ def test_looking_ends_no_task_in_a_copy_with_the_same_inode(tmp_path):
 
 
 def test_waiting_for_a_job_of_another_directory_ends(running, database, tmp_path, monkeypatch):
-    """Nothing of it ever comes to the copy."""
+    """It raises, because the copy never gets the end of such a job."""
     monkeypatch.setattr("jobcore.operations.waiting.COPIED_PATIENCE", 0.1)
     _, job = running
     with JobManager(copy_all(database, tmp_path), slots=0) as copied:
@@ -252,7 +252,7 @@ def test_a_detached_job_is_settled_by_a_list(tmp_path):
 
 
 def test_looking_kills_nothing_and_a_recovery_does(running, database):
-    """A dead supervisor left a process behind: until that is gone the job is shown as RUNNING."""
+    """Until the process of a dead supervisor is gone, the job is shown as RUNNING."""
     jobs, job = running
     directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
     supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]

@@ -62,7 +62,7 @@ HIDES = ("deleted_at",)
 
 @pytest.mark.parametrize("what", GARBAGE)
 def test_list_of_jobs_has_all_but_the_damaged_ones(database, jobs, caplog, what):
-    """Garbage in any column of a job: it is shown as it is, or told to be missing."""
+    """With garbage in any column, a job is listed as it is, or reported as missing."""
     # An unknown status is met by each list, so it comes first.
     others = [one for one in columns_of(database, "job") if one not in ("number", "status")]
     columns = ["status", *others]
@@ -95,7 +95,7 @@ def test_list_of_jobs_has_all_but_the_damaged_ones(database, jobs, caplog, what)
 
 @pytest.mark.parametrize("what", GARBAGE)
 def test_list_of_pipelines_has_all_but_the_damaged_ones(database, jobs, what):
-    """Garbage in any column of a pipeline: it is shown as it is, or told to be missing."""
+    """With garbage in any column, a pipeline is listed as it is, or reported as missing."""
     known = set()
     with JobManager(database, slots=0) as reader:
         for column in columns_of(database, "pipeline"):
@@ -268,7 +268,7 @@ def test_dry_run_of_a_pruning_leaves_out_what_cannot_be_read(database, jobs, clo
 
 @pytest.mark.parametrize("at", ["'garbage'", "x'00ff'", "CAST(x'80ff' AS TEXT)"])
 def test_damaged_row_keeps_no_subscriber_from_the_other_events(jobs, caplog, at):
-    """Its event is left out and logged; those behind it in the queue are told."""
+    """Its event is left out and logged; the later ones are delivered."""
     job = jobs.create_job("TASK")
     told = []
     jobs.subscribe(told.append)

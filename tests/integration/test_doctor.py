@@ -105,7 +105,7 @@ def test_the_versions_with_the_wal_reset_bug_are_known(version, bug, monkeypatch
 
 
 def test_no_file_is_wrong_and_the_end(database):
-    """Of what is not there nothing else is said, and it is not made."""
+    """A missing file is the only finding, and the file is not created."""
     found = doctor.examine(database)
 
     assert [one.check for one in found] == CHECKS[:3]
@@ -143,7 +143,7 @@ def test_files_readable_by_others_are_wrong(closed, end):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 def test_files_of_another_user_are_wrong(closed):
-    """A root directory that somebody else owns is told twice: it is foreign, and cannot be used."""
+    """Another user's root directory has two findings: its owner, and that it is unusable."""
     os.chown(closed + ".jobs", 12345, -1)
     found = examine(closed)
 
@@ -179,7 +179,7 @@ def test_other_schema_versions_are_reported(closed, statement, verdict, detail):
 
 
 def test_file_that_is_not_a_database_is_wrong(database):
-    """An empty file and a text are told apart."""
+    """An empty file and a text have different findings."""
     open(database, "wb").close()
 
     assert "empty" in examine(database)["schema"].detail
@@ -208,7 +208,7 @@ def test_a_damaged_page_is_found(closed):
 
 
 def test_a_row_without_its_owner_is_found(closed):
-    """References that lead nowhere are told by the table that has them."""
+    """The finding names the table with the reference that leads nowhere."""
     sql(closed, "DELETE FROM workspace")
 
     assert examine(closed)["integrity"].detail == "1 rows refer to a missing row, in job"

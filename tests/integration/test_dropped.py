@@ -54,7 +54,7 @@ def test_job_of_a_dropped_manager_continues(database):
 
 
 def test_manager_with_subscribers_warns_without_slots(database):
-    """The thread that tells events is one to be ended, too; what is committed is told."""
+    """The thread that delivers events must be closed too; committed events are delivered."""
     got = []
 
     def use(jobs):
@@ -117,7 +117,7 @@ def test_iterator_of_lines_keeps_its_manager_alive(database):
 
 @pytest.mark.parametrize("place", ["jobs", "[jobs]"])
 def test_exit_of_the_interpreter_does_not_warn(database, place):
-    """A program that ends without `close()` is told nothing."""
+    """A program that ends without `close()` prints no warning."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from jobcore import JobManager\n"

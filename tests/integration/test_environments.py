@@ -313,7 +313,7 @@ def test_deleted_job_keeps_no_environment_for_its_hooks(jobs, database, stage):
 
 
 def test_job_whose_environment_is_missing_does_not_start_in_another(jobs, database, stage):
-    """A damaged file ends the job with the reason; it gets no other environment instead."""
+    """If the stored environment is damaged, the job ends with that as its reason."""
     stage("submitter")
     job = jobs.submit(SHOWS, env_from="submitter")
     with closing(sqlite3.connect(database)) as connection, connection:

@@ -126,7 +126,7 @@ def test_only_the_final_event_has_the_signal(running_jobs):
 
 
 def test_after_now_skips_existing_events(jobs):
-    """A reader that begins now gets what comes, and none of what was."""
+    """A reader that starts now gets later events only."""
     jobs.create_job("TASK")
     coming = jobs.events(after="now", follow=True, limit=1)
     nothing = list(jobs.events(after="now"))
@@ -210,7 +210,7 @@ def test_pages_of_a_scan_limit_have_each_event_once(jobs, scan_limit, follow):
 
 
 def test_after_none_skips_existing_events(jobs):
-    """Behind None comes what happens from this call on."""
+    """`after=None` returns the events after this call."""
     task(jobs)
     followed = jobs.events(None, follow=True)
     assert list(jobs.events(None)) == []
@@ -292,7 +292,7 @@ def test_matching_events_are_found_across_pages_without_any(jobs):
     ids=repr,
 )
 def test_wrong_event_arguments_raise_at_the_call(jobs, arguments, error):
-    """An argument that is none, or an id that no event had yet, is refused before any `next`."""
+    """An invalid argument or a future id raises before the first `next`."""
     task(jobs)
 
     with pytest.raises(error):
@@ -341,7 +341,7 @@ def test_a_time_out_ends_a_feed_that_never_rests(jobs):
 
 
 def test_no_table_is_touched_until_something_is_committed(jobs, monkeypatch):
-    """Who follows looks at the file's version alone, and reads once it has changed."""
+    """A follower checks only the file's version, and reads when it has changed."""
     database = parts(jobs).database
     looks, reads = [], []
     version, read = database.version, database.read
@@ -375,7 +375,7 @@ def test_a_reader_holds_no_transaction(jobs):
 
 
 def test_a_closed_manager_ends_it_typed(database, clock):
-    """Who follows when the manager is closed is told so at `next`."""
+    """If the manager is closed, `next` raises an error of jobcore."""
     with JobManager(database, slots=0, clock=clock) as jobs:
         task(jobs)
         followed = jobs.events(follow=True)
@@ -459,7 +459,7 @@ def test_event_ids_only_grow_for_followers(database):
 
 
 def test_killed_reader_resumes_from_its_stored_id(database, tmp_path):
-    """A reader that stores each id once it is done, and is killed anywhere, leaves out none."""
+    """A reader that stores each id and is killed anywhere misses no event."""
     JobManager(database, slots=0).close()
     cursor = tmp_path / "cursor"
     done = tmp_path / "done"

@@ -327,7 +327,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_endings_that_the_rules_do_not_allow_are_refused(jobs, other, what):
-    """An import invents no state, and leaves nothing of such a job."""
+    """An import creates no invalid state, and nothing of such a job."""
     job = jobs.finish_job(jobs.start_job(jobs.create_job("TASK").id).id)
     good = jobs.cancel_job(jobs.create_job("TASK").id)
     records = [json.loads(line) for line in jobs.export_jobs([good.id, job.id])]

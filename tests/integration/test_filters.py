@@ -344,7 +344,7 @@ def test_unknown_filters_and_orders_are_refused(filled):
     "name", ["a", "\ud7ff", "\U0010ffff", "a\U0010ffff", "é*", "[", "a[b", "%_"]
 )
 def test_names_of_all_kinds_are_found(database, name):
-    """A name is found by itself as far as it is no pattern, and by its beginning."""
+    """A name is found by itself, unless it is a pattern, and by its beginning."""
     with JobManager(database, slots=0) as jobs:
         job = jobs.submit(["true"], name=name + "x")
         if not set(name) & set("[*"):
@@ -428,7 +428,7 @@ def test_retry_many_once(jobs, clock):
 
 
 def test_retry_leaves_out_what_is_blocked(jobs):
-    """A pipeline that runs, and a key that is held, hold up no other job."""
+    """Jobs of a running pipeline or with a held key are left out; the others are retried."""
     line = jobs.create_pipeline("p", ["true"])
     failed = []
     for more in ({"pipeline_id": line.id}, {"key": "k"}, {}):

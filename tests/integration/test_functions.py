@@ -332,7 +332,7 @@ def test_an_exit_keeps_its_meaning(running_jobs, code, exit_code, log):
 
 
 def test_an_interrupt_ends_it_as_it_ends_a_program(running_jobs):
-    """SIGINT is told as a traceback, and the job is killed by it."""
+    """SIGINT prints a traceback, and the job ends by that signal."""
     job = call(running_jobs, functions.is_interrupted)
     log = lines(running_jobs, job)
 
@@ -393,7 +393,7 @@ def test_stop_ends_the_waiting_for_threads_of_a_function_that_has_ended(running_
 
 @pytest.mark.parametrize("how", ["stop", "time-out"])
 def test_ended_function_runs_its_clean_up(running_jobs, tmp_path, how):
-    """`finally`, threads, `atexit` and buffers have their part, and a second SIGTERM none."""
+    """`finally`, threads, `atexit` and buffers are finished, despite a second SIGTERM."""
     path = tmp_path / "said"
     timeout = 3 if how == "time-out" else None
     command = function_command(functions.cleans_up, [str(path)], timeout=timeout, grace=60)
@@ -650,7 +650,7 @@ def test_result_file_of_a_command_is_not_unpickled(running_jobs, database, tmp_p
 
 
 def test_unfinished_job_has_no_result(running_jobs, jobs):
-    """A QUEUED, a RUNNING and a task have none, and an unknown one is not found."""
+    """QUEUED and RUNNING jobs and tasks have no result; an unknown job is not found."""
     running = running_jobs.submit(SLEEPS)
     next(running_jobs.follow(running.id, timeout=60))
     queued = jobs.create_job("TASK")
@@ -677,7 +677,7 @@ def test_result_is_deleted_with_its_job(running_jobs, database):
 
 
 def test_a_function_is_retried_as_it_was(running_jobs, tmp_path):
-    """A retry calls the same with the same; the job that was stopped stays as it is."""
+    """A retry makes the same call; the job that was stopped stays unchanged."""
     flag = tmp_path / "flag"
     job = running_jobs.submit_function(functions.waits_for, str(flag))
     assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"

@@ -312,7 +312,7 @@ def test_nothing_to_return(service):
 
 @pytest.mark.parametrize("sequence", ["-1", "x", "", "1.0", "%2B1", "%201", "1_0", "%D9%A3"])
 def test_a_bad_sequence(service, sequence):
-    """A line number that is none is 400, also where there is no such job."""
+    """An invalid line number is 400, even if there is no such job."""
     for job in (str(service.jobs.create_job("TASK").id), UNKNOWN):
         path = f"/jobs/{job}/logs"
         check_error(service("GET", f"{path}?sequence={sequence}", 400), f"/api{path}", "sequence")
@@ -320,7 +320,7 @@ def test_a_bad_sequence(service, sequence):
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html", "text/plain;q=0", "junk"])
 def test_not_acceptable(service, accept):
-    """Whoever takes nothing that there is gets 406, and is told what there is."""
+    """If no offered type is accepted, the answer is 406 and lists the types."""
     path = f"/jobs/{service.jobs.create_job('TASK').id}/logs"
     got = service("GET", path, 406, headers={"Accept": accept})
 

@@ -323,7 +323,7 @@ def test_a_user_task_waits_for_its_host(running_jobs, kind):
 
 
 def test_custom_type_runs_where_it_has_an_executor(manage):
-    """Any string is a type: a manager with an executor for it runs it, and no other does."""
+    """Any string is a type; only managers with an executor for it run its jobs."""
     without = manage(slots=1)
     job = without.create_job("my/own type", data={"a": 1})
     without.wait(without.submit(["true"]).id, timeout=30)

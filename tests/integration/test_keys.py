@@ -214,7 +214,7 @@ def test_submit_many_with_keys(jobs, count):
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("count", [3, 23])
 def test_submit_many_can_raise(jobs, count):
-    """One conflict, and none is created."""
+    """With one conflict, no job is created."""
     first = jobs.submit(["true"], key="k2")
 
     with pytest.raises(DuplicateKey) as caught:

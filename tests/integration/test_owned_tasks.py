@@ -95,7 +95,7 @@ def test_task_of_a_killed_host_is_lost_at_the_next_look(database, host, verb):
 
 
 def test_task_of_a_killed_host_is_lost_while_others_wait_for_it(database, host):
-    """A waiter that began before the death is told of it."""
+    """A waiter that began before the death sees the end."""
     one = host()
     with JobManager(database, slots=0) as jobs:
         waiter = Child(wait_elsewhere, database, one.job_id)
@@ -170,7 +170,7 @@ def start_one(jobs, kind, options):
 
 @pytest.mark.parametrize("owner", ["", "me", 1, True])
 def test_unknown_owner_is_refused(jobs, owner):
-    """It is this process, none, or what the type says."""
+    """The owner is this process, none, or the type's default."""
     job = jobs.create_job("ELT")
     with pytest.raises(ValueError, match="owner must be"):
         jobs.start_job(job.id, owner=owner)
@@ -178,7 +178,7 @@ def test_unknown_owner_is_refused(jobs, owner):
 
 
 def test_any_process_may_log_and_finish_a_task(database, host):
-    """The owner need not be the one who writes, nor the one who ends it."""
+    """A process that is not the owner can write its log and end it."""
     one = host()
     with JobManager(database, slots=0) as jobs:
         assert jobs.append_log(one.job_id, "from another process") == 1
@@ -291,7 +291,7 @@ def test_many_looks_at_once_lose_a_task_once(database, host):
 
 
 def test_looking_at_a_copy_leaves_its_tasks_as_they_are(database, host, tmp_path):
-    """A copy has no living owners, and says nothing of those of the original."""
+    """The owners of a copy's tasks are not alive, and the original's tasks are not changed."""
     one = host()
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -354,7 +354,7 @@ def test_program_that_ends_without_finishing_its_task_has_lost_it(database, end)
 
 
 def test_program_that_becomes_another_one_has_lost_its_task(database):
-    """After an exec the process is the same, and nothing of the task is left in it."""
+    """After an exec, the process is the same, but it does not hold the task any more."""
     source = "print(job.id, flush=True); sys.stdin.read(1); os.execvp('sleep', ['sleep', '300'])"
     with program(database, source) as (process, (job_id,)), JobManager(database, slots=0) as jobs:
         assert jobs.get_job(job_id).status is Status.RUNNING
@@ -366,7 +366,7 @@ def test_program_that_becomes_another_one_has_lost_its_task(database):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_pool_of_a_dead_program_does_not_keep_its_task_running(database, method):
-    """Its workers live on, and none of them is the owner."""
+    """Its pool's workers live on, but they do not own the task."""
     source = f"""
 import multiprocessing
 worker = multiprocessing.get_context("{method}").Process(target=time.sleep, args=(300,))

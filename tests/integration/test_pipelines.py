@@ -159,7 +159,7 @@ def test_a_workspace_that_makes_no_sense_is_refused(jobs, changes):
 
 
 def test_pipeline_keeps_every_field(jobs, database):
-    """What `create_pipeline` was told is what every read returns."""
+    """Every read returns the arguments of `create_pipeline`."""
     workspace = jobs.create_workspace("w")
     make_sources(jobs, workspace_id=workspace.id)
     made = jobs.create_pipeline("nightly", ["run"], workspace_id=workspace.id, **EVERYTHING)
@@ -307,7 +307,7 @@ def test_directory_and_environment_outlive_a_change_of_what_is_run(jobs, databas
 
 
 def test_no_directory_named_is_the_callers_own(jobs, database, monkeypatch, tmp_path):
-    """`cwd=None` means the current directory, at creation and at an update alike."""
+    """`cwd=None` means the current directory, both at creation and in an update."""
     made = jobs.create_pipeline("p", ["run"], cwd="/", env=A)
     monkeypatch.chdir(tmp_path)
     changed = jobs.update_pipeline(made.id, cwd=None)
@@ -697,7 +697,7 @@ def delete_and_stand_still(say, database):
 
 
 def test_a_deletion_that_a_crash_interrupts_is_finished_by_the_next_manager(database):
-    """A host killed right behind the mark: nothing is seen any more, and `recover()` removes it."""
+    """After a crash right after the mark, the pipeline is hidden, and `recover()` removes it."""
     with host(delete_and_stand_still, database) as killed:
         workspace, pipeline, *job_ids = (UUID(word) for word in killed.hear().split())
         cookie = killed.hear()
@@ -727,7 +727,7 @@ def test_a_deletion_that_a_crash_interrupts_is_finished_by_the_next_manager(data
 
 
 def test_one_recovery_finishes_a_deletion_that_waits_for_nothing(jobs, database):
-    """Where no process has to end first, a single `recover()` leaves nothing behind."""
+    """If no process has to end first, one `recover()` removes everything."""
     pipeline = jobs.create_pipeline("p", ["true"])
     jobs.cancel_job(jobs.create_job(pipeline_id=pipeline.id).id)
     jobs.create_job(pipeline_id=pipeline.id)
@@ -822,7 +822,7 @@ def delete(database, pipeline_id):
 
 
 def test_of_many_who_delete_a_pipeline_one_does(running_jobs, database):
-    """Eight processes delete a running pipeline: one does and leaves nothing, others find none."""
+    """Eight processes delete a running pipeline: one succeeds, and the others do not find it."""
     made = running_jobs.create_pipeline("p", SLEEPS)
     job = running_jobs.create_job(pipeline_id=made.id)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"

@@ -91,7 +91,7 @@ def test_progress_continues_after_the_host_is_killed(database, go):
 
 
 def test_a_killed_supervisor_takes_no_report_back(database, go):
-    """A job that is lost still shows what it said last."""
+    """A lost job still shows its last report."""
     with JobManager(database, slots=1) as jobs:
         job = jobs.submit(["sh", "-c", 'echo "$PPID"; ' + SAYS_3_OF_10], env={"GO": str(go)})
         until(lambda: jobs.get_job(job.id).progress)
@@ -138,7 +138,7 @@ def test_both_ways_are_one_progress(host, go, separate):
 
 
 def test_a_child_of_the_command_reports(host):
-    """Whoever inherits the descriptor may report, and what it says on its way out counts, too."""
+    """A child that inherits the descriptor can report, until it exits."""
     source = """
 import os, subprocess, sys
 fd = int(os.environ["JOBCORE_PROGRESS_FD"])
@@ -167,7 +167,7 @@ def test_reports_within_the_linger_count(host):
 
 
 def test_reports_of_a_stopped_command_count(host):
-    """A command says how far it came when it is asked to stop."""
+    """A command can report progress after a stop request."""
     script = (
         "trap 'echo 7/9 interrupted >&8; exit 1' TERM; echo ready; while :; do sleep 0.01; done"
     )
@@ -220,7 +220,7 @@ def test_a_closed_descriptor_is_nothing_special(host):
 
 
 def test_a_descendant_that_keeps_the_descriptor_delays_nothing(host):
-    """Exit is the end, not EOF: what is left behind is killed after the linger, as ever."""
+    """The job ends with the command's exit, not at EOF; leftovers are killed after the linger."""
     run = host.run(["sh", "-c", "sleep 300 >&- 2>&- & echo 1/1 >&8; exit 5"], linger=0.3)
 
     assert run.exit.wait_status == 5 << 8
@@ -229,7 +229,7 @@ def test_a_descendant_that_keeps_the_descriptor_delays_nothing(host):
 
 
 def test_unrelated_process_with_the_descriptor_does_not_delay_the_end(host, go):
-    """A process outside may hold the pipe: the job ends, and its pipe leads to no other job."""
+    """An outside process may hold the pipe: the job ends, and no other job gets that pipe."""
     run = host.start(["sh", "-c", f"echo ready; {WAIT}; exit 5"], env={"GO": str(go)})
     command = host.wait_for_start(run)
     run.wait_for_output()
@@ -250,7 +250,7 @@ def test_unrelated_process_with_the_descriptor_does_not_delay_the_end(host, go):
 
 
 def test_daemon_with_the_descriptor_is_ended_like_any_leftover(database):
-    """A daemon that the command hands its descriptor to goes with what else is left behind."""
+    """A daemon that has the command's descriptor is killed with the other leftovers."""
     source = """
 import os, time
 if os.fork() == 0:

@@ -92,7 +92,7 @@ def test_active_jobs_are_not_pruned(jobs, scripted, clock):
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, list(Status)])
 def test_to_prune_what_is_not_final_is_refused(jobs, status):
-    """A status that is not final is a mistake, and is told before anything goes."""
+    """A status that is not final raises an error before anything is deleted."""
     job = ended(jobs)
     with pytest.raises(ValueError, match="COMPLETE, ERROR and STOPPED jobs only"):
         jobs.prune(0, status=status)
@@ -265,7 +265,7 @@ def test_pages_of_a_deleted_log_are_not_written(jobs, database):
 
 
 def test_the_end_of_a_pruning_is_left_to_the_next_manager(database, clock, monkeypatch):
-    """A process that dies between hiding and removing leaves nothing behind for good."""
+    """If a process dies between hiding and removing, the next manager removes the rest."""
 
     def die(*_, **__):
         os._exit(0)

@@ -135,7 +135,7 @@ def test_managers_are_lent(run, options):
 
 
 def test_readmes_tests_pass(run):
-    """What README shows of tests is what they look like."""
+    """The tests that README shows pass as printed."""
     (source,) = blocks("python", between("tests"))
     (first,) = blocks("python", between("first test"))
 
@@ -173,7 +173,7 @@ LEFT = {
 
 
 def test_leftovers_fail_the_test_by_name(run, monkeypatch, tmp_path):
-    """A test that leaves something fails with what it was; the next one finds nothing of it."""
+    """A test that leaves a job or process fails and names it; the next test starts clean."""
     monkeypatch.setenv("LEFT_BY", str(tmp_path))  # of this run alone, of all on the machine
     source = """
 import os, uuid
@@ -244,7 +244,7 @@ def test_its_fixtures_give_way(run, pytester):
 
 
 def test_run_without_the_fixtures_loads_two_small_modules(run):
-    """A run that uses no fixture pays for nothing of jobcore, and for none of its libraries."""
+    """A run without fixtures imports neither jobcore's other modules nor its libraries."""
     run(
         """
         import sys
@@ -295,7 +295,7 @@ def test_another_jobcore_is_neither_run_nor_in_the_way(run, pytester, name, sour
 
 @pytest.mark.parametrize("missing", ["sqlmodel", "transitions", "sqlalchemy", "pydantic"])
 def test_missing_library_fails_only_tests_with_a_fixture(run, pytester, missing):
-    """What jobcore needs and cannot import is told by the test that asks for a manager."""
+    """If a library is missing, only a test that uses a manager fails, with its name."""
     (pytester.path / f"{missing}.py").write_text("raise ImportError('broken here')")
     result = run(
         """

@@ -141,7 +141,7 @@ def serving(folder, server):
 
 @pytest.mark.parametrize("server", [flask, fastapi])
 def test_a_service_answers_beside_quiet_followers(tmp_path, server):
-    """Ordinary requests are answered, followers beyond the limit are told, and those gone go."""
+    """It answers requests, refuses followers above the limit, and drops those that left."""
     with serving(tmp_path, server) as service:
         # Fifty once; for the other forms as many as are more than the limit.
         crowds = {"text/plain": FOLLOWERS, "application/x-ndjson": 10, "text/event-stream": 10}

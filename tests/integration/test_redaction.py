@@ -150,7 +150,7 @@ def test_a_value_where_a_long_line_is_cut(running_jobs):
 
 
 def test_values_that_meet(running_jobs):
-    """Every byte of each is masked, those that overlap by one mask; none shows where cut."""
+    """All their bytes are masked, overlapping ones together; nothing shows where they meet."""
     values = ["abc", "abcdef", "defghi", "one\ntwo", "\u00fc"]
     text = b"abc|abcd|abcde|abcdef|abcdefghi|defghi|one\ntwo|one\nthree|\xc3\xbc|abcde"
     expected = b"***|***d|***de|***|***|***|***|one\nthree|***|***de"

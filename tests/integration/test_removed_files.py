@@ -101,7 +101,7 @@ def test_job_whose_directory_is_swept_has_its_true_end(running):
 
 
 def test_a_stop_reaches_a_job_whose_files_were_swept(running):
-    """The supervisor makes its FIFO again, and reads the stop that was asked for meanwhile."""
+    """The supervisor makes its FIFO again, and reads the stop that was requested before."""
     jobs, job = running
     shutil.rmtree(job.path, ignore_errors=True)
     until(lambda: os.path.exists(f"{job.path}/ctl"), "the files that are made again")
@@ -127,7 +127,7 @@ def test_a_job_whose_directory_was_renamed_is_lost_at_its_end_and_not_before(run
 
 
 def test_running_files_are_held_against_cleaners(running):
-    """A cleaner that asks for a BSD lock on a directory, as systemd-tmpfiles does, gets none."""
+    """A cleaner such as systemd-tmpfiles cannot get a BSD lock on the directory."""
     _, job = running
     for path in (job.root, job.path):
         directory = os.open(path, os.O_RDONLY)

@@ -73,7 +73,7 @@ def test_many_reserved_jobs_are_started_by_their_process_alone(database, count):
 
 
 def test_reserved_job_stays_queued_while_its_process_lives(database, reserved):
-    """Neither a worker nor a host that starts it by hand takes it."""
+    """Neither a worker nor a host's `start_job` takes it."""
     _, job_id = reserved
     assert run_all(database) == ["QUEUED"]
     with JobManager(database, slots=0) as jobs, pytest.raises(InvalidTransition):
@@ -107,7 +107,7 @@ def test_reserved_job_of_a_dead_process_is_cancelled(database, reserved, verb):
 
 
 def test_worker_never_starts_the_reserved_job_of_a_dead_process(database, reserved):
-    """It is cancelled by the worker's own sweep, with no other look at it."""
+    """The worker's sweep cancels it."""
     child, job_id = reserved
     die(child)
     with JobManager(database, slots=1) as worker:

@@ -40,7 +40,7 @@ def newest(jobs, pipeline):
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
 def test_an_error_is_tried_again_up_to_max_retries(jobs, clock, max_retries):
-    """Each failure makes the next attempt, a new job like it, until none is left."""
+    """Each failure creates the next attempt as a new job, until the limit."""
     pipeline = jobs.create_pipeline("p", ["true"], max_retries=max_retries)
     first = jobs.create_job(pipeline_id=pipeline.id, name="n", data={"a": [1]}, command=["own"])
     ended = []
@@ -139,7 +139,7 @@ def test_wrong_clock_does_not_move_explicit_start_times(jobs, clock):
 
 
 def test_pipeline_continues_when_a_wrong_clock_is_corrected(database, clock):
-    """It failed a year ahead: the retry runs behind its pause, and frees the pipeline."""
+    """It failed a year ahead: the retry runs after its pause, and then the pipeline is free."""
     with JobManager(database, slots=1, clock=clock, on_exit="stop") as jobs:
         pipeline = jobs.create_pipeline("p", ["sh", "-c", "exit 3"], max_retries=1)
         clock.jump(365 * 86400)
@@ -239,7 +239,7 @@ def lose_while_asked_to_stop(jobs, job, database):
     ],
 )
 def test_stopped_job_is_not_retried(jobs, database, ending, status):
-    """A job that was STOPPED, or failed by itself while asked to stop, has no retry."""
+    """A STOPPED job, or one that failed after a stop request, is not retried."""
     pipeline = jobs.create_pipeline("p", ["true"], max_retries=5)
     job = jobs.create_job(pipeline_id=pipeline.id)
     ending(jobs, job, database)
@@ -314,7 +314,7 @@ def test_a_retry_by_hand_begins_at_once(jobs):
 
 
 def test_jobs_without_retries_have_one_attempt(jobs):
-    """`max_retries` is a pipeline's: a job of none has one attempt."""
+    """`max_retries` belongs to a pipeline: a job without one has one attempt."""
     end(jobs, jobs.submit(["true"]), 1)
 
     assert len(jobs.list_jobs()) == 1

@@ -172,7 +172,7 @@ def overlapping(jobs, catch_up):
 @pytest.mark.job_scripts(Script([9000]), Script())
 @scripted
 def test_tick_during_a_run_is_skipped(jobs):
-    """A pipeline runs once at a time; what it skips is recorded."""
+    """A pipeline has one run at a time; a skipped tick is recorded."""
     assert overlapping(jobs, "skip") == (["23:00", "02:00"], [("schedule", 1, 2)])
 
 

@@ -286,7 +286,7 @@ def test_a_schedule_is_meant_in_its_time_zone(jobs, clock):
 
 
 def test_a_change_of_offset_moves_the_tick(jobs, clock):
-    """02:30 in Berlin is run on the day that has none, right when the clock was changed."""
+    """On the day without 02:30 in Berlin, it runs right after the clock change."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="30 2 * * *", time_zone="Europe/Berlin")
     change = datetime(2024, 3, 31, 1, 0, tzinfo=timezone.utc)
     clock.set_wall(change - timedelta(hours=1))
@@ -343,7 +343,7 @@ def test_last_missed_tick_is_made_up_for(jobs, clock):
 
 
 def test_every_missed_tick_is_made_up_for(jobs, clock):
-    """With `catch_up="all"` each runs, one after the other, and none is recorded as missed."""
+    """With `catch_up="all"`, each runs in order, and no tick is recorded as missed."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", catch_up="all")
     clock.advance(100 + 2 * 900 + 800)
     for number in range(1, 4):
@@ -430,7 +430,7 @@ def test_ticks_that_a_change_of_the_schedule_drops_are_recorded(jobs, clock, cha
     "change", [{"schedule": "*/5 * * * *"}, {"time_zone": None}, {"name": "q"}], ids=str
 )
 def test_change_of_a_pipeline_with_nothing_due_records_no_skip(jobs, clock, change):
-    """The next tick is still to come, or the schedule stays as it is."""
+    """No skip is recorded if the next tick is in the future or the schedule is the same."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", time_zone="UTC")
     clock.advance(99 if "name" not in change else 101)
     jobs.update_pipeline(pipeline.id, **change)
@@ -631,7 +631,7 @@ def test_skips_are_deleted_with_their_pipeline(jobs, clock, database):
 
 @pytest.mark.parametrize("expression", ["", "* * * *", "61 * * * *", "@sometimes", "0 0 31 2 *"])
 def test_a_bad_expression_is_refused_when_it_is_written(jobs, clock, database, expression):
-    """A schedule that is none, or never comes, is ScheduleError; the old one goes on."""
+    """An invalid or impossible schedule is a ScheduleError; the old one stays in force."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     with pytest.raises(ScheduleError) as caught:
         jobs.create_pipeline("q", ["true"], schedule=expression)
@@ -752,7 +752,7 @@ def test_a_manager_with_slots_runs_what_is_due(running_jobs):
 
 
 def test_a_manager_without_slots_takes_no_tick(database, clock):
-    """Bookkeeping alone neither runs nor records what is due: that is for who runs jobs."""
+    """It neither runs nor records due ticks; managers with slots do."""
     with JobManager(database, slots=0, clock=clock) as jobs:
         pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
         clock.advance(86400)

@@ -313,7 +313,7 @@ def test_a_command_that_cannot_start(scripted_setup, number, code, words):
 
 
 def test_grandchild_is_killed_after_the_linger(scripted_setup):
-    """The command's own end is the verdict; what it left behind has 2 seconds after SIGTERM."""
+    """The command's exit decides; leftovers have 2 seconds after SIGTERM."""
     script = Script(["a", 1], leaves_grandchild=True, ignores_term=True, exit_code=4)
     jobs, _ = scripted_setup.play(script)
     job = jobs.submit(["x"])
@@ -381,7 +381,7 @@ def test_a_supervisor_that_dies_loses_its_job(scripted_setup):
 
 
 def test_a_supervisor_can_be_made_to_die(scripted_setup):
-    """Its locks are free at once; a job that was asked to stop is STOPPED then."""
+    """Its locks are free at once; a job with a stop request ends STOPPED."""
     jobs, scripted = scripted_setup.play(Script(["a"], hangs=True, ignores_term=True))
     one, other, stopped = (jobs.submit(["x"]) for _ in range(3))
     elapse(jobs, 0)
@@ -574,7 +574,7 @@ def test_the_nth_job_gets_the_nth_script(scripted_setup):
 
 
 def test_a_callable_chooses_by_the_job(scripted_setup):
-    """It is given each job as its executor sees it; what it raises is in that job's log."""
+    """It gets each job as its executor does; its exception is in that job's log."""
 
     def choose(job):
         if job.name == "bad":
@@ -849,7 +849,7 @@ def test_the_clock_wakes_the_chores(scripted_setup, monkeypatch):
 
 
 def test_a_manager_that_is_closed_watches_no_clock(scripted_setup):
-    """The clock keeps nothing of it."""
+    """The clock has no reference to it."""
     jobs, scripted = scripted_setup.play()
     jobs.close()
     scripted.close()
@@ -994,7 +994,7 @@ def test_drain_waits_for_processes_up_to_its_patience(scripted_setup):
 
 @pytest.mark.usefixtures("quick_failures")
 def test_drain_raises_if_no_supervisor_starts(scripted_setup):
-    """Where none can be started, nobody waits for the patience to be over."""
+    """If no supervisor can start, `drain` raises before its time-out."""
     scripted = scripted_setup.scripted()
     jobs = scripted_setup.manager(scripted)
     scripted.close()
@@ -1169,7 +1169,7 @@ def test_a_deleted_job_is_stopped_and_leaves_nothing(scripted_setup):
 
 
 def test_a_directory_that_is_removed_takes_the_output_along(scripted_setup):
-    """The job ends by itself, what it says is dropped and counted, and no other job notices."""
+    """The job ends normally, its output is dropped and counted, and other jobs are unaffected."""
     jobs, _ = scripted_setup.play(Script([1, "a"]), Script([2, "b"]))
     job, other = jobs.submit(["x"]), jobs.submit(["y"])
     elapse(jobs, 0)

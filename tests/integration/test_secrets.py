@@ -169,7 +169,7 @@ def command_line(database, ids):
 
 
 def test_errors_contain_no_secret(jobs, database, told, tmp_path):
-    """Neither the text nor the traceback of an error has it, nor what is behind that error."""
+    """No error has it in its text, its traceback or its cause."""
     wrong = [
         {"env": {"A": CANARY + "\0"}},
         {"env": {"A": CANARY + "\ud800"}},
@@ -248,7 +248,7 @@ def test_errors_contain_no_secret(jobs, database, told, tmp_path):
     ],
 )
 def test_no_damage_brings_it_to_light(database, told, damage):
-    """Whatever the file says in place of a command, what is said of that has nothing of it."""
+    """Whatever the file has in place of a command, the error shows no part of it."""
     with JobManager(database, slots=0) as jobs:
         job_id = jobs.submit(Command(["true", CANARY], **GIVEN)).id
         pipeline_id = jobs.create_pipeline("p", Command(["true", CANARY], **GIVEN)).id

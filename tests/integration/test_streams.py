@@ -204,7 +204,7 @@ def test_a_command_that_closes_its_streams_is_running(running_jobs, database, ga
 
 
 def test_output_after_sigterm_is_in_the_log(running_jobs):
-    """A command that is stopped may say what it likes until it exits, and all of it is there."""
+    """The log has everything that a stopped command writes until it exits."""
     job_id = submit(running_jobs, TALKS_AFTER_TERM, grace=300)
     assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
 

@@ -65,7 +65,7 @@ def test_each_transition_is_delivered_once_in_order(jobs):
 
 
 def test_transitions_of_the_managers_thread_are_delivered(running_jobs):
-    """What the manager's own thread does is told like what its callers do."""
+    """Changes by the manager's thread are delivered like those of its callers."""
     with collected(running_jobs) as got:
         ids = [running_jobs.submit(EXIT_3).id for _ in range(5)]
         for job_id in ids:
@@ -132,7 +132,7 @@ def interrupt_once(monkeypatch, owner, name, *, behind):
 
 @pytest.mark.parametrize("behind", [True, False], ids=["committed", "not committed"])
 def test_interrupted_commit_is_delivered_if_it_succeeded(jobs, monkeypatch, behind):
-    """What the file has is told once and in order, though its commit raised from outside."""
+    """A commit that raised an outside exception is delivered once and in order."""
     with collected(jobs) as got:
         jobs.create_job("TASK")
         interrupt_once(monkeypatch, SqliteConnection, "commit", behind=behind)
@@ -147,7 +147,7 @@ def test_interrupted_commit_is_delivered_if_it_succeeded(jobs, monkeypatch, behi
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("name", ["start", "wake"])
 def test_event_delivered_during_ctrl_c_is_delivered_once(jobs, monkeypatch, name, behind):
-    """A commit whose events could not be handed to their thread at once is told all the same."""
+    """Events that could not be passed to their thread at once are delivered later."""
     with collected(jobs) as got:
         jobs.create_job("TASK")
         all_told(jobs)
@@ -170,7 +170,7 @@ with JobManager(sys.argv[1], slots=0) as jobs:
 
 
 def test_another_process_event_is_not_taken_for_an_interrupted_one(jobs, database, monkeypatch):
-    """Another process that gets the ids of what was taken back has events of its own."""
+    """Another process may get the ids that a rollback freed; its events are its own."""
     undo = SqliteConnection.commit
 
     def taken_back(connection):
@@ -190,7 +190,7 @@ def test_another_process_event_is_not_taken_for_an_interrupted_one(jobs, databas
 
 
 def test_filters_are_those_of_the_feed(jobs):
-    """Each subscriber gets what it asked for."""
+    """Each subscriber gets the events that match its filters."""
     pipeline = jobs.create_pipeline("nightly", ["true"])
     place = jobs.get_workspace().id
     with (
@@ -209,7 +209,7 @@ def test_filters_are_those_of_the_feed(jobs):
 
 
 def test_events_of_a_deleted_job_are_delivered(jobs):
-    """What happened is told though the job is gone, and so is its end by the deletion."""
+    """They are delivered although the job is gone, and so is its end by the deletion."""
     told, go = threading.Event(), threading.Event()
     got = []
 
@@ -238,7 +238,7 @@ def test_events_of_a_deleted_job_are_delivered(jobs):
 
 
 def test_every_commit_after_a_subscription_is_delivered(jobs):
-    """A transaction that had begun before is over when `subscribe` returns, or is told."""
+    """A transaction that began before `subscribe` has ended when it returns, or is delivered."""
     database = parts(jobs).database
     place = jobs.get_workspace().id
     inside, order, got = threading.Event(), [], []
@@ -266,7 +266,7 @@ def test_every_commit_after_a_subscription_is_delivered(jobs):
 
 
 def test_state_and_events_make_the_whole_story(jobs):
-    """Who subscribes and then looks knows all: what it does not see yet is told."""
+    """Whoever subscribes and then reads misses nothing: later changes are delivered."""
     stop = threading.Event()
 
     def work():
@@ -324,7 +324,7 @@ def test_a_slow_callback_delays_no_job_and_no_caller(running_jobs):
     "error", [ValueError("wrong"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr
 )
 def test_callback_exception_is_logged_only(jobs, caplog, error):
-    """The event is told to the others, and all later events to this one, too."""
+    """The others get the event, and this subscriber gets all later ones."""
     got = []
 
     def callback(event):
@@ -366,7 +366,7 @@ def test_callback_exception_with_a_failing_str_is_logged(jobs):
 
 
 def test_a_subscription_ends_inside_its_callback(jobs):
-    """Ended inside a callback, no further one begins, not even for what was committed before."""
+    """Ended in a callback, it gets no more calls, even for earlier commits."""
     got, ready = [], threading.Event()
 
     def once(event):
@@ -415,7 +415,7 @@ def test_the_same_callback_may_subscribe_twice(jobs):
 
 
 def test_a_callback_may_use_the_manager(jobs):
-    """A callback reads and writes jobs, subscribes, and is told of what it does itself."""
+    """A callback can read, write and subscribe, and gets the events of its own changes."""
     got, late = [], []
 
     def callback(event):
@@ -463,14 +463,14 @@ def test_an_async_callback_is_refused(jobs):
     ids=repr,
 )
 def test_a_wrong_filter_is_refused(jobs, filters, error):
-    """A filter that is none subscribes nobody."""
+    """An invalid filter raises, and creates no subscription."""
     with pytest.raises(error):
         jobs.subscribe(print, **filters)
     assert own_threads() == []
 
 
 def test_failure_to_read_events_does_not_fail_the_job(jobs, monkeypatch, caplog):
-    """Where the entries cannot be read the job is as it was to be, and the log says so."""
+    """If the events cannot be read, the job still changes, and a log event says so."""
 
     def fail(*_):
         raise RuntimeError("cannot be read")
@@ -491,7 +491,7 @@ def test_failure_to_read_events_does_not_fail_the_job(jobs, monkeypatch, caplog)
 
 
 def test_the_thread_comes_with_the_first_subscription(database):
-    """No thread before it, one whatever their number, none behind `close`; no descriptor stays."""
+    """One thread serves all subscriptions, until `close`; no descriptor stays open."""
     before = descriptors()
     with JobManager(database, slots=0) as jobs:
         seen = [own_threads()]
@@ -506,7 +506,7 @@ def test_the_thread_comes_with_the_first_subscription(database):
 
 
 def test_close_delivers_committed_events(database):
-    """Behind `close` a slow subscriber has all events, and the manager served it until then."""
+    """`close` returns when a slow subscriber has all events."""
     got = []
     with JobManager(database, slots=0) as jobs:
 
@@ -521,7 +521,7 @@ def test_close_delivers_committed_events(database):
 
 
 def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, caplog):
-    """Behind the time-out of `close` nothing is told any more, which the log says."""
+    """After the time-out of `close`, no event is delivered, and a log event says so."""
     monkeypatch.setattr(subscriptions, "CLOSE_PATIENCE", 0.05)
     got, go = [], threading.Event()
 
@@ -543,7 +543,7 @@ def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, 
 
 
 def test_a_callback_may_close_the_manager(database):
-    """`close` inside a callback returns, what was committed is told, and the thread ends."""
+    """`close` in a callback returns, committed events are delivered, and the thread ends."""
     before = descriptors()
     got, closed = [], []
 
@@ -567,7 +567,7 @@ def test_a_callback_may_close_the_manager(database):
 
 
 def test_close_with_stop_delivers_the_ends(database):
-    """The jobs that `close` stops are told as stopped."""
+    """Subscribers get the ends of the jobs that `close` stops."""
     got = []
     with JobManager(database, slots=2, on_exit="stop") as jobs:
         jobs.subscribe(got.append, status=FINAL)
@@ -580,7 +580,7 @@ def test_close_with_stop_delivers_the_ends(database):
 
 
 def test_interpreter_exit_delivers_pending_events(database):
-    """A program that ends without `close` has told its subscribers what it did."""
+    """A program that ends without `close` delivers its events first."""
     printed = run_python(
         """
 import sys, time

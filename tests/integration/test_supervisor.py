@@ -51,7 +51,7 @@ def test_exit_code_is_the_kernels(host, argv, code):
 
 
 def test_time_and_memory_are_those_of_all_processes(host):
-    """What the command took is not forgotten over a small process that it has left behind."""
+    """The command's figures are kept although a small leftover process ends later."""
     script = "sleep 0.3 & exec \"$0\" -I -S -c 'x = bytearray(64_000_000); sum(range(3_000_000))'"
     run = host.run(["sh", "-c", script, sys.executable], linger=30.0)
 
@@ -75,7 +75,7 @@ def test_sigterm_to_the_command_is_not_a_shutdown(host):
 
 
 def test_notices_report_start_output_and_end(host):
-    """A run is told as started, output, ended, in this order, and by its token."""
+    """A run reports its start, output and end, in this order, with its token."""
     run = host.run(programs.SAYS_HELLO)
 
     kinds = [notice.kind for notice in run.notices]
@@ -158,7 +158,7 @@ def test_not_runnable(host, tmp_path, content, mode, failure, words):
 
 
 def test_bad_cwd(host):
-    """A directory that is not there is told from a program that is not there."""
+    """A missing directory and a missing program have different errors."""
     run = host.run(programs.EXIT_0, cwd=b"/no/such/directory")
 
     assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 126 << 8)
@@ -282,7 +282,7 @@ def test_no_signal_is_ignored(host):
 
 
 def test_a_command_has_no_terminal(host):
-    """No stream is one, and there is none to be opened: nothing asks a question there."""
+    """No stream is a terminal, and none can be opened, so a command cannot ask questions."""
     script = (
         "tty; for n in 0 1 2; do test -t $n && echo terminal $n; done; "
         "(: < /dev/tty) 2> /dev/null || echo none"
@@ -293,7 +293,7 @@ def test_a_command_has_no_terminal(host):
 
 
 def test_a_terminal_that_is_given_is_not_its_own(host):
-    """A command may read from one, and has none all the same that could send it signals."""
+    """A command can read from a terminal that cannot send it signals."""
     ours, theirs = os.openpty()
     script = "tty; (: < /dev/tty) 2> /dev/null || echo none"
     try:
@@ -495,7 +495,7 @@ def test_stop_of_the_group_comes_to_children_at_once(host):
 
 @pytest.mark.parametrize("group", [False, True])
 def test_stop_signal_is_sent_first(host, group):
-    """A program that saves on KeyboardInterrupt saves, and gets no other signal."""
+    """A program that saves on KeyboardInterrupt has saved, and gets no other signal."""
     run = host.start(programs.SAVES_ON_INTERRUPT, stop_signal=int(signal.SIGINT), stop_group=group)
     run.wait_for_output()
 
@@ -1102,7 +1102,7 @@ def test_discarded_while_busy(host, tmp_path):
 
 
 def test_reuse(host):
-    """One supervisor runs fifty jobs, one after the other, and keeps nothing of them open."""
+    """One supervisor runs fifty jobs in turn, and leaves nothing of them open."""
     supervisor = host.supervisor()
     host.run(programs.SAYS_HELLO, supervisor)
     before = os.listdir(f"/proc/{supervisor.pid}/fd")
@@ -1203,7 +1203,7 @@ class Raises:
     [(SpawnError("no", 7), 7), (OSError(errno.EMFILE, "no"), errno.EMFILE), (KeyError("no"), None)],
 )
 def test_launcher_that_fails(error, number):
-    """Whatever a host's own launcher raises is a typed error, and keeps no descriptor open."""
+    """Any exception of a host's launcher becomes a typed error, and leaves no descriptor open."""
     before = open_descriptors()
     pool = SupervisorPool(Raises(error))
 
@@ -1228,7 +1228,7 @@ def sockets_without_standard_streams():
 
 
 def test_no_descriptors_left():
-    """A host that has no descriptors left gets a typed error, and keeps none open."""
+    """A host without free descriptors gets a typed error, and leaves none open."""
     pool = SupervisorPool()
     before = open_descriptors()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

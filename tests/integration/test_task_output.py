@@ -60,7 +60,7 @@ def test_logged_record_is_stored_when_the_call_returns(jobs, logger):
 
 
 def test_logging_after_the_end_of_the_job_does_nothing(jobs, logger, capsys):
-    """Neither an error nor a line on stderr: who only logs need not know of jobs."""
+    """It neither raises nor prints to stderr."""
     task = jobs.task("ELT")
 
     def work():

@@ -25,7 +25,7 @@ def texts(jobs, job):
 
 
 def test_block_is_a_complete_job(jobs):
-    """What the body says, how far it is and what it returns are the job's."""
+    """The lines, progress and result of the block are those of the job."""
     with jobs.task("ELT", name="load", data={"a": 1}) as task:
         assert task.job.status is jobs.get_job(task.job.id).status is Status.RUNNING
         assert task.log("one", b"two") == 2
@@ -93,7 +93,7 @@ STEPS = [
 @pytest.mark.parametrize("step", STEPS, ids=["log", "progress", "check", "end"])
 @pytest.mark.parametrize("end", ENDS)
 def test_body_of_an_ended_job_gets_stopped(jobs, end, step):
-    """Its next step raises Stopped, or its end does; the job stays as it was ended."""
+    """Its next call, or its end, raises Stopped; the job is not changed."""
     task = jobs.task("ELT")
 
     def work():
@@ -165,7 +165,7 @@ def test_task_that_cannot_be_made_makes_no_job(jobs):
 
 @pytest.mark.parametrize("result", [lambda: 1, "x" * (4 * 2**20)])
 def test_result_that_cannot_be_stored_is_refused_in_the_body(jobs, result):
-    """It is told where it is set, and the job can still go on."""
+    """The error is raised where the result is set, and the job can go on."""
     with jobs.task("ELT") as task:
         with pytest.raises(ValueError, match="result"):
             task.result = result

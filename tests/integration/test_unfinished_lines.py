@@ -217,7 +217,7 @@ def test_follower_of_a_busy_job_gets_each_byte_once(running_jobs, gate, is_async
 
 
 def test_follower_calls_on_wait_before_waiting(running_jobs, gate):
-    """What it has returned by then can be flushed."""
+    """`on_wait` can flush the lines that were returned before."""
     script = 'printf "1? "; read -r _ < "$GATE"; echo yes; echo more'
     job = running_jobs.submit(Command(["sh", "-c", script], env={"GATE": gate}))
     buffered, flushed = [], []

@@ -55,7 +55,7 @@ def test_any_manager_of_the_machine_sees_it(running, database):
 
 
 def test_job_that_does_not_run_has_no_usage(running_jobs, jobs):
-    """Neither has a task of a host; an unknown job is told."""
+    """A task has no usage either; an unknown job is an error."""
     ended = running_jobs.wait(running_jobs.submit(["true"]).id, PATIENCE)
     queued, own = jobs.create_job("TASK"), jobs.create_job("TASK")
     jobs.start_job(own.id, owner=None)

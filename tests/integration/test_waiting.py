@@ -136,7 +136,7 @@ def test_idle_drain_reads_no_table(statements, database, tmp_path, monkeypatch):
 
 
 def test_drain_with_unclaimable_jobs_reads_the_queue_once(jobs, database):
-    """What is queued does not leave the queue without a commit, so it is not asked for again."""
+    """Without a commit, the queue does not change, so it is not read again."""
     with JobManager(database, slots=1, python="/nonexistent") as stuck:
         job = stuck.submit(["true"])
         dispatcher = parts(stuck).dispatcher
@@ -231,7 +231,7 @@ def test_the_time_of_a_wait_for_several_is_for_all_of_them(jobs):
 
 @pytest.mark.parametrize("call", ["get_job", "wait", "history", "stop_job", "result", "logs"])
 def test_an_id_however_deeply_nested_is_a_wrong_argument(jobs, call):
-    """It is told as such, and neither as a RecursionError nor as a job that is not there."""
+    """The error is neither a RecursionError nor JobNotFound."""
     nested = []
     for _ in range(100_000):
         nested = [nested]
@@ -327,7 +327,7 @@ def test_of_those_who_wait_for_different_jobs_one_looks_for_commits(jobs, script
 
 @pytest.mark.parametrize("leaves", ["takes its time", "times out"])
 def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves):
-    """What comes later is seen by those who left it to that one to look."""
+    """If the looking waiter leaves, another one looks for all others."""
     run = scripted()
     run.write(b"a\n")
     first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
@@ -361,7 +361,7 @@ def finish_elsewhere(database, job_id):
 
 @pytest.mark.parametrize("do", [wait_for, follow])
 def test_a_commit_of_another_process_wakes(jobs, own, database, looks, do):
-    """Who waits for a job that another process finishes hears of it by its commit alone."""
+    """A waiter sees the end by another process through its commit alone."""
     child = Child(finish_elsewhere, database, own.id, held=True)
     thread, answers = in_thread(partial(do, jobs, own.id))
     until(lambda: len(looks) >= 3, "the first looks")
@@ -463,7 +463,7 @@ def test_followers_in_other_processes_end_with_the_job(database):
 
 
 def test_a_dead_supervisors_job_ends_for_its_followers(jobs, scripted):
-    """Who follows a job whose supervisor dies resolves it, with a line that says so."""
+    """A follower settles the job of a dead supervisor, and gets a line that says so."""
     run = scripted()
     run.started()
     run.write(b"a\n")
@@ -477,7 +477,7 @@ def test_a_dead_supervisors_job_ends_for_its_followers(jobs, scripted):
 
 
 def test_failed_import_is_retried_by_the_follower(jobs, scripted, monkeypatch):
-    """A follower that fails to write what it found rests, tries again, and misses nothing."""
+    """A follower that cannot write its import pauses, tries again, and misses no line."""
     failures = []
     reconcile = Recovery.reconcile
 

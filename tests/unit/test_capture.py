@@ -334,7 +334,7 @@ def test_progress_report_is_not_a_line(record, end, before, streams):
 
 @pytest.mark.parametrize("line", NO_REPORTS)
 def test_malformed_report_stays_a_line(record, line):
-    """A line that begins like a report and is none stays as it is, wherever it is cut."""
+    """A line that only begins like a report stays a line, wherever reads split it."""
     data = b"a\n" + line + b"b\n"
     for cut_at in range(1, len(data)):
         recorder = record()
@@ -361,7 +361,7 @@ def test_two_streams_have_two_lines(record):
 
 @pytest.mark.parametrize("shift", [-1, 0, 1, 17])
 def test_rest_of_a_long_line_is_not_a_report(record, shift):
-    """What looks like a report behind the cut of a long line is a piece of that line."""
+    """The rest of a long line can look like a report, and stays output."""
     data = b"x" * (frames.MAX_PAYLOAD + shift) + b"jobcore:progress 1/2\n" + REPORT + b"\n"
     for size in (1000, 4096, 65536):
         recorder = record()
@@ -477,7 +477,7 @@ def test_a_report_in_the_last_line_without_an_end(record):
 
 
 def test_drain_takes_what_is_there_now(record):
-    """Draining ends a pipe with what it holds, though a writer is still there."""
+    """Draining reads what the pipe holds, although a writer has it open."""
     recorder = record()
     os.write(recorder.writers[frames.OUTPUT], b"one\ntwo")
 

@@ -187,7 +187,7 @@ def test_grace_is_finite_and_not_negative(seconds):
 
 
 def test_zero_grace_and_no_limit_are_allowed():
-    """A grace of 0 kills at once, and a time-out of None is no limit."""
+    """A grace of 0 kills at once, and a time-out of None means no limit."""
     command = Command(["true"], grace=0, timeout=None)
 
     assert (command.grace, command.timeout) == (0.0, None)
@@ -313,7 +313,7 @@ def test_a_shell_command_can_be_replaced():
 
 @pytest.mark.parametrize("proc", [True, False])
 def test_umask_is_that_of_its_maker(monkeypatch, proc):
-    """It is the one that the process has then, with /proc or without, and stays what it was."""
+    """It is the process's umask at creation, with /proc or without, and the process keeps it."""
 
     def open_nothing(*_arguments, **_options):
         raise FileNotFoundError

@@ -311,7 +311,7 @@ def test_damaged_file_is_typed_and_untouched(database):
 
 
 def test_truncated_file_is_corrupt(database):
-    """A database that lost its second half is told as damaged, at the latest when it is read."""
+    """A database without its second half is reported as damaged, at the latest when read."""
     with JobManager(database, slots=0) as jobs:
         for _ in range(100):
             jobs.create_job("TASK", name="x" * 500)
@@ -397,7 +397,7 @@ def test_read_is_one_moment_for_the_driver_too(opened):
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StoreError, GeneratorExit])
 def test_any_error_rolls_back(opened, error):
-    """What raises inside a write leaves nothing of it, and the next write works."""
+    """An exception inside a write undoes all of it, and the next write works."""
     with pytest.raises(error), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('half')")
         raise error
@@ -480,7 +480,7 @@ def test_closed_database_refuses_every_use(opened):
 
 
 def test_locked_by_another_program_is_busy(database, opened):
-    """Behind a foreign lock a write fails after the busy timeout, not before; reading works."""
+    """During a foreign lock, a write fails after the busy timeout; reads work."""
     impatient = Database(database, busy_timeout=BUSY)
     with foreign(database) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -498,7 +498,7 @@ def test_locked_by_another_program_is_busy(database, opened):
 
 
 def test_busy_writer_waits_for_its_turn(database, opened):
-    """A write behind a foreign lock goes through as soon as that is released."""
+    """A write succeeds as soon as a foreign lock is released."""
     with foreign(database) as other:
         other.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=note, args=(opened, "in time"))
@@ -511,7 +511,7 @@ def test_busy_writer_waits_for_its_turn(database, opened):
 
 
 def test_another_thread_that_keeps_writing_is_busy(opened):
-    """Behind another thread's transaction a write fails after the busy timeout."""
+    """During another thread's transaction, a write fails after the busy timeout."""
     opened.busy_timeout = BUSY
     failure = []
 
@@ -896,7 +896,7 @@ def leave_a_journal(database):
 
 
 def test_creation_that_left_a_journal_is_taken_back(database):
-    """A file whose maker was killed before it was in WAL mode is made by the next who comes."""
+    """If a process was killed before it set WAL mode, the next one makes the file."""
     with open(database, "xb"):
         pass
     with pytest.raises(AssertionError, match="died without an answer"):
@@ -968,7 +968,7 @@ def test_one_checkpointer_at_a_time(database, opened):
 
 
 def test_checkpoint_gives_way_to_a_reader(database, opened):
-    """An open reader keeps a checkpoint from finishing, which is told and not raised."""
+    """An open reader keeps a checkpoint from finishing; the result says so without raising."""
     with opened.read() as connection:
         connection.exec_driver_sql("SELECT * FROM note").all()
         note(opened, "meanwhile")
@@ -1170,7 +1170,7 @@ def test_no_descriptor_of_the_database_is_in_a_child(database, opened):
 
 
 def test_fork_inside_a_transaction_is_refused_in_the_child(database, opened):
-    """A child forked in the middle of a transaction is told to stay away; the parent goes on."""
+    """A child forked in a transaction gets an error for each use; the parent goes on."""
 
     def be_child():
         opened.busy_timeout = BUSY
@@ -1195,7 +1195,7 @@ def test_fork_inside_a_transaction_is_refused_in_the_child(database, opened):
 
 
 def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
-    """Not even what nothing refers to any more: SQLite would tidy up behind the parent's back."""
+    """Even unreferenced connections stay open: closing would remove the parent's files."""
     kept = []
 
     def noted(connections):
@@ -1220,7 +1220,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
 
 
 def test_call_in_the_middle_of_a_fork_is_refused(opened, monkeypatch):
-    """A signal handler that reads then is told that it is busy: the fork waits for its end."""
+    """A signal handler that reads during a fork gets the error that it is busy."""
     close_connections = opened._close_connections
     refusals = []
 
@@ -1363,7 +1363,7 @@ def test_fork_is_a_change(opened):
 
 
 def test_connection_that_cannot_be_set_up_is_not_left_open(database, opened):
-    """Who looks again and again at a file that was damaged meanwhile holds no more of it."""
+    """Repeated reads of a damaged file do not use up descriptors."""
     opened.close()
     damaged = Database(database)
     damaged._close_connections()

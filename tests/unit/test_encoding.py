@@ -215,7 +215,7 @@ def in_main():
     ],
 )
 def test_unstorable_value_names_the_reason(value, reason):
-    """Each refusal names what is in the way by its type or name, and shows nothing of it."""
+    """Each error has the type or name of the part, and no value."""
     with pytest.raises(Unstorable) as caught:
         encoding.encode(value)
 

@@ -31,7 +31,7 @@ def armed():
 
 
 def test_every_point_has_a_name_a_side_and_an_explanation():
-    """A point is one side's, once, and a sentence says what it stands behind."""
+    """Each failpoint belongs to one side, and a sentence says what comes before it."""
     points = [*failpoints.HOST, *failpoints.SUPERVISOR]
 
     assert points == [getattr(failpoints, name) for name in EXPLAINED]

@@ -51,7 +51,7 @@ def test_a_frame_without_lines_is_legal():
 
 
 def test_incomplete_frame_is_not_decoded():
-    """A frame that is not there to its last byte is none."""
+    """A frame without its last byte is not returned."""
     data = encode(b"line\n")
 
     assert [n for n in range(len(data) + 1) if frames.decode(data[:n])] == [len(data)]

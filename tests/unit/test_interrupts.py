@@ -294,7 +294,7 @@ class HostsTimeout(Exception):
 
 
 def test_interrupted_read_closes_no_connection_of_the_next_one(database, monkeypatch):
-    """An interrupt after a connection was given back does not close it under who has it then."""
+    """A late interrupt does not close a connection that another read has by then."""
     with JobManager(database, slots=0) as jobs:
         job = jobs.create_job()
         take_back, lent = SpareConnections.take_back, []

@@ -134,7 +134,7 @@ def test_ring_is_heard_and_never_blocks(directory):
 
 
 def test_record_round_trip(directory):
-    """Numbers, None and any text come back, hostile text as well."""
+    """Numbers, None and any text come back, even hostile text."""
     record = {
         "number": -5,
         "none": None,
@@ -188,7 +188,7 @@ def test_readers_never_see_half_a_record(directory):
 
 
 def test_exit_record_is_of_one_run(directory):
-    """A verdict comes back whole for its token, and counts as none for another."""
+    """A record is read with its token, and ignored with another."""
     token = "ab" * 16
     record = job_directory.ExitRecord(
         token=token, reason="exited", wait_status=768, errno=None, unreaped=(5, 7), cpu_us=9

@@ -120,7 +120,7 @@ def test_damage_in_a_report_costs_no_line(jobs, scripted, where):
 
 @pytest.mark.parametrize("payload", [b"", b"later form", b"\xff", b"{}", b"-1"])
 def test_a_report_of_another_form_is_passed_over(jobs, scripted, payload):
-    """What this jobcore does not understand changes nothing, and keeps no line back."""
+    """A report that this jobcore cannot read changes nothing, and delays no line."""
     run = scripted()
     report(run, b"1/2")
     report(run, payload)
@@ -131,7 +131,7 @@ def test_a_report_of_another_form_is_passed_over(jobs, scripted, payload):
 
 
 def test_reports_among_many_lines_come_with_them(jobs, scripted):
-    """A backlog of several transactions ends with the last report of all."""
+    """After an import of several transactions, the progress is the last report."""
     run = scripted()
     for number in range(40):
         report(run, b"%d/40" % number)
@@ -144,7 +144,7 @@ def test_reports_among_many_lines_come_with_them(jobs, scripted):
 
 
 def test_the_supervisor_is_dead_its_last_report_is_not(jobs, scripted):
-    """A lost job keeps what it said last."""
+    """A lost job keeps its last report."""
     run = scripted()
     run.started()
     report(run, b"7/9 then silence")
@@ -174,7 +174,7 @@ def test_a_host_reports_for_its_own_job(jobs, own, clock):
 
 
 def test_a_message_of_a_host_is_cut(jobs, own):
-    """A long message is cut as a job's own is; an empty one is none."""
+    """A long message is cut, as for a command; an empty one is stored as None."""
     long = jobs.report_progress(own.id, 0, 0, "\u20ac" * 5000).progress
     empty = jobs.report_progress(own.id, 0, 0, " \n").progress
 
@@ -197,7 +197,7 @@ def test_progress_needs_a_running_job_without_a_process(jobs, own, scripted):
 
 
 def test_a_retry_begins_with_no_progress(jobs, own):
-    """What one attempt had done says nothing of the next."""
+    """The progress of one attempt is not copied to the next."""
     jobs.report_progress(own.id, 9, 10)
     jobs.finish_job(own.id, 1)
 

@@ -41,7 +41,7 @@ def lines_of(made, unfinished):
 
 @every(seed=range(300))
 def test_last_lines_are_whole_lines(seed):
-    """What is found are the last lines of the log as it is read from its beginning."""
+    """They are the last lines of the log as read from its beginning."""
     rng = random.Random(seed)
     made, end, unfinished = random_log(rng)
     lines = lines_of(made, unfinished)

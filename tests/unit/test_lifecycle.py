@@ -101,7 +101,7 @@ def test_truth_table_has_every_reason():
 
 @every(code=range(256))
 def test_exit_code_is_the_kernels(code):
-    """Every exit code is stored as it is; only 0 by itself is COMPLETE."""
+    """Every exit code is stored unchanged; only 0 without a signal is COMPLETE."""
     expected = Status.COMPLETE if code == 0 else Status.ERROR
 
     for ending in (Ending(Reason.EXITED, code << 8), Ending.by_host(code)):

@@ -146,7 +146,7 @@ def test_limit_is_checked(jobs, own, limit):
 
 
 def test_unknown_job_raises_at_the_call(jobs):
-    """A log of no job is refused when it is asked for, not at the first line."""
+    """The log of an unknown job raises at the call, not at the first line."""
     for read in (jobs.logs, jobs.follow, jobs.log_text, jobs.log_ndjson):
         with pytest.raises(JobNotFound):
             read("no-such-job")
@@ -155,7 +155,7 @@ def test_unknown_job_raises_at_the_call(jobs):
 
 
 def test_reader_of_a_deleted_job_gets_job_deleted(jobs, own):
-    """Deleting a job while its log is read is told to the reader, not taken for its end."""
+    """If a job is deleted while its log is read, the reader gets JobDeleted."""
     jobs.append_log(own.id, *["x" * 300] * 10_000)  # more segments than are read at once
     lines = jobs.logs(own.id)
     following = jobs.follow(own.id)
@@ -169,7 +169,7 @@ def test_reader_of_a_deleted_job_gets_job_deleted(jobs, own):
 
 
 def test_a_reader_gets_what_was_there_at_the_call(jobs, own):
-    """A log that grows as fast as it is read has an end all the same, at that number."""
+    """Reading a growing log ends at the last line of the time of the call."""
     jobs.append_log(own.id, "a", "b")
     readers = [
         jobs.logs(own.id),
@@ -203,7 +203,7 @@ def test_follow_ends_with_the_job(jobs, own):
 
 
 def test_follow_sees_what_a_supervisor_writes(jobs, scripted):
-    """Following a job in a process brings in its lines as they are written."""
+    """A follower imports the lines of a job while it runs."""
     run = scripted()
     run.write(b"a\n")
     lines = jobs.follow(run.id)
@@ -221,7 +221,7 @@ def test_follow_sees_what_a_supervisor_writes(jobs, scripted):
 
 @pytest.mark.parametrize("timeout", [0, 0.01])
 def test_following_and_waiting_are_bounded(jobs, own, timeout):
-    """Who gives a time-out gets it, and the job goes on."""
+    """The time-out ends the call, and the job goes on."""
     jobs.append_log(own.id, "a")
     with pytest.raises(WaitTimeout):
         list(jobs.follow(own.id, timeout=timeout))

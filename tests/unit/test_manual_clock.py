@@ -165,7 +165,7 @@ def test_a_moment_that_no_float_hits_is_reached():
 
 
 def test_arrived_work_is_done_before_time_moves():
-    """A move begins with a step at the time at which it was asked for."""
+    """Moving the clock begins with a step at the present time."""
     clock = ManualClock()
     waits = Waits(clock, at(-1))
     clock.advance(50)

@@ -170,7 +170,7 @@ def test_stored_job_comes_back_as_it_was(jobs, clock):
 
 @pytest.mark.parametrize("data", [None, 0, "", [], {}, False, 1.5, "null", [None]], ids=repr)
 def test_any_json_is_data(jobs, data):
-    """A host's own JSON comes back equal, empty ones and None too."""
+    """A host's JSON comes back equal, also empty values and None."""
     job = jobs.create_job("TASK", data=data)
 
     assert jobs.get_job(job.id).data == data

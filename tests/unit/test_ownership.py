@@ -284,7 +284,7 @@ def test_name_with_an_impossible_pid_has_no_process(ownership, pid):
 
 @pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.1.1.store"])
 def test_damaged_owner_name_has_no_process(ownership, name):
-    """A file says what it likes; what names no process has no lock, either."""
+    """An owner that names no process has no lock either."""
     assert not ownership.lives(name)
 
 

@@ -13,14 +13,14 @@ from tests.cases import each
 
 @given(st.integers(0, LARGEST), st.integers(0, 40))
 def test_digits_are_their_number(number, zeros):
-    """An unsigned integer is read as it is written, with leading zeros too."""
+    """An unsigned integer is read, also with leading zeros."""
     assert unsigned("0" * zeros + str(number), "sequence") == number
     assert unsigned(number, "sequence") == number
 
 
 @pytest.mark.parametrize("text", [str(LARGEST + 1), str(2**64), "9" * 10_000, LARGEST + 1, 2**70])
 def test_beyond_the_largest_is_the_largest(text):
-    """A number that no line can have is no error: nothing lies behind it either way."""
+    """A larger number than any line can have is no error, because no line comes after it."""
     assert unsigned(text, "sequence") == LARGEST
 
 
@@ -51,7 +51,7 @@ def test_any_text_has_an_answer(text):
 
 
 def test_page():
-    """A page is what the request says, within bounds; what it does not say is the first 100."""
+    """It is as requested, within bounds; by default, it is the first 100."""
     assert page({}) == {"limit": 100, "before": None}
     assert page({"limit": "7", "before": "12", "other": "x"}) == {"limit": 7, "before": 12}
     assert page({"limit": "5000"})["limit"] == 1000
@@ -62,7 +62,7 @@ def test_page():
 
 
 def test_largest_accepted_numbers_can_be_queried(jobs):
-    """The largest numbers that are let through can be asked for."""
+    """The largest accepted numbers can be used in a query."""
     job = jobs.create_job("TASK")
     largest = unsigned("9" * 30, "sequence")
 

@@ -127,7 +127,7 @@ WRONG = {
 
 @each("what", WRONG)
 def test_problems_name_file_line_field_and_remedy(what):
-    """All problems of a file are told at once, a line for each."""
+    """All problems of a file are reported at once, one on each line."""
     text, expected = WRONG[what]
     found = problems(text)
 

@@ -58,7 +58,7 @@ def test_on_a_machine_that_is_always_paused_no_end_is_too_early():
 
 
 def test_the_machines_own_clocks_run_together():
-    """What is read from the real ones advances as they do."""
+    """The clocks of jobcore advance with the machine's."""
     machine = Machine()
     (begun, wall), (ended, wall_ended) = read_clocks(machine), read_clocks(machine)
 

@@ -121,7 +121,7 @@ def test_failure_is_persistent_after_three_in_a_row_over_ten_seconds(postponed, 
 
 
 def test_keys_do_not_touch_each_other(postponed):
-    """One that is postponed keeps no other."""
+    """A postponed key does not delay another."""
     postponed.fail(1, StoreError("no"), "e")
 
     assert (postponed.is_due(1), postponed.is_due(2), postponed.waiting()) == (False, True, {1})
@@ -137,7 +137,7 @@ def test_failure_without_retries_is_forgotten(postponed, seconds):
 
 
 def test_error_with_a_failing_str_is_described_by_its_type(postponed, told):
-    """An exception whose text cannot be made is told all the same."""
+    """An exception whose `str` fails is reported by its type."""
 
     class Wordless(Exception):
         def __str__(self):

@@ -228,7 +228,7 @@ def test_reports_cut_at_any_byte(bench, end):
 
 
 def test_the_last_of_many_counts_and_damage_does_not(bench):
-    """Of the lines of one read the last that is a report counts; one that is none is told once."""
+    """The last valid report of a read counts; an invalid one is noted once."""
     one = bench()
     one.write(b"1/9\n\n2/9\nnonsense\n\n")
     first = one.latest
@@ -283,7 +283,7 @@ def test_too_long_is_too_long_in_any_pieces(bench, first):
 
 @pytest.mark.parametrize("cut", range(1, 24))
 def test_a_secret_in_a_message_is_masked_in_any_pieces(bench, cut):
-    """A value is masked before its report is kept, also cut by two reads, or told as none."""
+    """It is masked before the report is stored, also when two reads split it."""
     line = b"1/2 with S3cret-value in\n"
     one = bench(redact=[b"S3cret-value"])
     one.write(line[:cut])

@@ -117,7 +117,7 @@ def test_no_statement_goes_through_jobs_that_wait(watched, call):
 
 
 def test_look_finds_the_first_jobs_of_all(watched):
-    """Of 2,000 groups those that came first, and none of those that may not start."""
+    """Of 2,000 groups, it returns the oldest jobs that may start."""
     jobs, _ = watched
     _, seen = backlog(jobs, "TASK").look(5000, 5000)
     numbers = [row.number for row, _ in seen]

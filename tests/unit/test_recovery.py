@@ -93,7 +93,7 @@ def test_missing_directory_is_lost(jobs, scripted):
     [("run record", "lost"), ("no run record", "never_started"), ("nothing", "lost")],
 )
 def test_lost_job_with_a_stop_request_is_stopped(jobs, scripted, left, expected):
-    """Where a stop had been asked, what nobody saw end is STOPPED, with no code."""
+    """A lost job with a stop request ends STOPPED, without an exit code."""
     run = scripted()
     if left == "run record":
         run.started()
@@ -179,7 +179,7 @@ LOCKS = ("there", "missing")
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("exit_file", EXITS)
 def test_every_state_that_a_crash_leaves_resolves(jobs, scripted, exit_file, lock):
-    """Whatever a crash left of the files, the job gets a final status, and none is invented."""
+    """For each combination of files, the job gets a final status, and none is guessed."""
     for spool, run_file in itertools.product(SPOOLS, RUNS):
         run = scripted()
         lines = leave_spool(run, spool)
@@ -382,7 +382,7 @@ def test_recover_settles_what_has_ended(jobs, scripted):
 
 
 def test_job_deleted_during_a_recovery_is_left_out(jobs, scripted, database, monkeypatch):
-    """A job that another manager deletes once it is settled costs the caller none of the others."""
+    """If another manager deletes a job right after its end, the caller gets the other jobs."""
     gone, marked, stays = scripted(), scripted(), scripted()
     for run in (gone, marked, stays):
         run.started()
@@ -405,7 +405,7 @@ def test_job_deleted_during_a_recovery_is_left_out(jobs, scripted, database, mon
 
 @pytest.mark.parametrize("verb", ["stop", "cancel", "wait"])
 def test_job_deleted_during_a_call_is_named_by_its_id(jobs, scripted, database, monkeypatch, verb):
-    """Who stops, cancels or waits for what another manager deletes just then learns its id."""
+    """If another manager deletes it meanwhile, the error of stop, cancel or wait has its id."""
     run = scripted()
     run.started()
     run.exit(3 << 8)
@@ -428,7 +428,7 @@ def test_job_deleted_during_a_call_is_named_by_its_id(jobs, scripted, database, 
 
 
 def test_deletion_finished_by_another_manager_succeeds(jobs, scripted, database, monkeypatch):
-    """While one waits for the end of what it deletes, another manager's look may remove it."""
+    """While a deletion waits for the job's end, another manager may remove the job."""
     run = scripted()
     run.started()
     wait = parts(jobs).waiter.wait
@@ -534,7 +534,7 @@ def test_begun_deletion_is_finished(jobs, scripted, database):
 
 
 def test_stop_request_without_a_file_is_delivered_again(jobs, scripted):
-    """A stop that was stored, and whose carrier died before it told the supervisor, is told."""
+    """A stored stop is delivered if its sender died before it wrote the file."""
     run = scripted()
     run.started()
     jobs.stop_job(run.id, grace=2.5)
@@ -565,7 +565,7 @@ def test_grace_only_shrinks(jobs, scripted):
 
 
 def test_a_shorter_grace_that_overtakes_stands_in_the_file(jobs, scripted, database):
-    """Who has stored a wish and then loses the race to the file writes what the row says by now."""
+    """A stop that is written later than a shorter one writes the shorter grace."""
     run = scripted()
     run.started()
 
@@ -590,7 +590,7 @@ def test_a_shorter_grace_that_overtakes_stands_in_the_file(jobs, scripted, datab
 
 
 def test_first_stop_request_sets_actor_and_reason(jobs, scripted):
-    """Whoever asks again, and for whatever reason: it was the first one who had it stopped."""
+    """Later stop requests change neither the actor nor the reason."""
     run = scripted()
     run.started()
     asked = jobs.stop_job(run.id).stop_requested
@@ -604,7 +604,7 @@ def test_first_stop_request_sets_actor_and_reason(jobs, scripted):
 
 
 def test_stop_request_during_settling_counts(jobs, scripted, database):
-    """Between the look at a lost job and its settling somebody asked for a stop: STOPPED."""
+    """A stop between the check of a lost job and its end makes it STOPPED."""
     run = scripted()
     run.started()
     run.exit(None, reason="lost")
@@ -720,7 +720,7 @@ def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monke
 
 
 def test_lock_taken_after_the_check_prevents_resolving(jobs, scripted, monkeypatch):
-    """Who seems dead, and is held when one would judge it, is alive, or another one's to judge."""
+    """A job that seemed dead stays RUNNING if its lock is held when it is settled."""
     run = scripted()
     run.started()
     monkeypatch.setattr(parts(jobs).recovery, "_is_alive", lambda _: False)
@@ -756,7 +756,7 @@ def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, c
 
 
 def test_files_of_a_newer_jobcore_are_not_news(jobs, scripted, monkeypatch):
-    """Who follows a job that another version cares for waits, and asks no more of it."""
+    """A follower of a job of a newer version waits without reading its files."""
     run = scripted()
     run.write(b"line\n")
     assert jobs.get_job(run.id).line_count == 1
@@ -786,7 +786,7 @@ def test_final_job_is_not_reconciled(jobs, scripted, monkeypatch):
 
 
 def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
-    """A sweep leaves the rest of what takes long to the next ones, and every job has its turn."""
+    """A sweep leaves the rest of a large import to the next ones, so each job has its turn."""
     monkeypatch.setattr("jobcore.engine.importer.BATCH_BYTES", 400)
     monkeypatch.setattr("jobcore.tuning.SWEEP", -1.0)  # so that one transaction is all
     large, small = scripted(), scripted()

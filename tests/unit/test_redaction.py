@@ -229,7 +229,7 @@ def test_text_that_cannot_begin_a_value_is_passed_on():
 
 @every(seed=range(200))
 def test_values_that_overlap(seed):
-    """In pieces and at once: prefixes, suffixes and repetitions of each other, of all lengths."""
+    """Prefixes, suffixes and repetitions of each other, of all lengths, in one piece or several."""
     rng = random.Random(seed)
     letters = rng.choice((b"ab", b"abc\n"))
     values = {

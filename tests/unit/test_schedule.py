@@ -91,7 +91,7 @@ def instants(expression, zone, start, end):
     ],
 )
 def test_expression_is_understood(expression, expected):
-    """Five fields, six with the second first, names, `?` and the family mean what they say."""
+    """Five fields, six with seconds first, names, `?` and the macros have their meaning."""
     midnight = datetime(2026, 1, 1, tzinfo=UTC)
 
     assert Schedule(expression).next_after(midnight).strftime("%Y-%m-%d %H:%M:%S") == expected
@@ -171,7 +171,7 @@ def test_moment_needs_a_time_zone():
 
 
 def test_end_of_time_is_an_error():
-    """Behind the last year there is no tick, and no endless search."""
+    """After the last year there is no tick, and the search ends."""
     with pytest.raises(OverflowError):
         Schedule("0 0 29 2 *").next_after(datetime(9999, 1, 1, tzinfo=UTC))
 
@@ -231,7 +231,7 @@ def test_fixed_time_that_comes_twice_runs_the_first_time(
 
 
 def test_no_moment_of_a_second_pass_goes_back():
-    """Asked in the second pass of an hour, a fixed time is tomorrow's, not one gone by."""
+    """In the second pass of an hour, a fixed time is tomorrow's, not a past one."""
     schedule = Schedule("30 2 * * *", "Europe/Berlin")
     again = datetime(2026, 10, 25, 1, tzinfo=UTC)
     expected = {datetime(2026, 10, 26, 1, 30, tzinfo=UTC)}
@@ -356,7 +356,7 @@ def matcher(expression):
 
 @given(expressions, st.sampled_from(ZONES), moments)
 def test_next_is_strictly_monotonic(expression, zone, moment):
-    """Every tick is later than the one before, and none is missed by asking in between."""
+    """Each tick is later than the one before, and is the next from any moment in between."""
     schedule = Schedule(expression, zone)
     found = list(islice(ticks(schedule, moment), 5))
 
@@ -368,7 +368,7 @@ def test_next_is_strictly_monotonic(expression, zone, moment):
 
 @given(expressions, st.sampled_from(ZONES), moments)
 def test_tick_matches_the_fields_in_local_time(expression, zone, moment):
-    """A tick shows what the fields say on the wall, or it is the first second behind a gap."""
+    """A tick matches the fields in local time, or is the first second after a gap."""
     zone_info = ZoneInfo(zone)
     tick = Schedule(expression, zone).next_after(moment)
     local, before = (at.astimezone(zone_info) for at in (tick, tick - SECOND))
@@ -418,7 +418,7 @@ def test_zone_is_what_a_slow_reference_finds(expression, zone, moment):
 
 
 def test_passed_counts_and_names_the_latest():
-    """The ticks behind `after` up to `until` and with it: how many, and the last."""
+    """It returns the number of ticks after `after` up to and including `until`, and the last."""
     schedule = Schedule("@hourly")
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     hour = timedelta(hours=1)

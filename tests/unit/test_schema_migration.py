@@ -68,7 +68,7 @@ def old(request, database):
 
 
 def test_there_is_a_step_and_a_file_for_every_earlier_version():
-    """No version is left behind, and each is tested with a file that it made."""
+    """Each version has a step, and a file that it made as a test."""
     assert sorted(schema.MIGRATIONS) == list(range(1, schema.VERSION))
 
 
@@ -119,7 +119,7 @@ def test_migrated_file_keeps_its_content(old):
 
 
 def test_an_interrupted_migration_leaves_the_old_file(old, monkeypatch):
-    """A process that dies at any statement of a step leaves the file as it was."""
+    """A process that dies at any statement of a step leaves the old file unchanged."""
     before = version_of(old)
     count = len(schema.MIGRATIONS[before])
 
@@ -179,7 +179,7 @@ def make_old_chains(path):
 
 
 def test_chains_by_name_become_chains_by_id(database):
-    """A chain gets all pipelines that it fired for; what fired for none stays text, reported."""
+    """A chain gets all pipelines that it fired for; names without a pipeline are reported."""
     make_old_chains(database)
     with JobManager(database, slots=0) as jobs:
         found = {one.name: one for one in jobs.list_pipelines()}

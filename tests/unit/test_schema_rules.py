@@ -208,7 +208,7 @@ BEGUN_AGAIN = {
     ids=["by both", "by number", "by id", "by id with a number"],
 )
 def test_a_job_is_not_replaced_by_an_insert(foreign, status, words):
-    """An upsert of another program, by number or by id, leaves each job as it is."""
+    """An upsert by another program, by number or id, does not change a job."""
     number = make(foreign, status)
     before = foreign.execute("SELECT * FROM job").fetchall()
 
@@ -240,7 +240,7 @@ def test_a_job_is_not_replaced_by_an_update(foreign, status, column):
 @pytest.mark.parametrize("status", FACTS_OF)
 @pytest.mark.parametrize("name", ["rowid", "oid", "_rowid_"])
 def test_a_job_keeps_its_number_by_whatever_name(foreign, status, name):
-    """SQLite's own names for the number give a job no other one, nor another job's place."""
+    """Updates by SQLite's own names for the number cannot renumber a job."""
     number = make(foreign, status)
     other = insert(foreign)
     before = foreign.execute("SELECT * FROM job").fetchall()
@@ -283,7 +283,7 @@ def test_final_job_can_be_marked_deleted(foreign, status):
 
 
 def test_update_that_changes_nothing_passes(foreign):
-    """A final row may be written with what it says already."""
+    """A final row may be written with its present values."""
     number = make(foreign, "COMPLETE")
     before = read(foreign, number)
 
@@ -461,7 +461,7 @@ def test_jobs_without_pipeline_do_not_exclude_each_other(foreign):
 
 
 def test_number_is_never_used_again(foreign):
-    """The number of a deleted job, even of the newest, is given to no other."""
+    """No new job gets the number of a deleted one, even of the newest."""
     first = insert(foreign)
     foreign.execute("DELETE FROM job")
 
@@ -469,7 +469,7 @@ def test_number_is_never_used_again(foreign):
 
 
 def test_rules_hold_inside_one_statement(foreign):
-    """A statement over many rows that would break one of them changes none."""
+    """A statement that breaks a rule for one of many rows changes no row."""
     final, running = make(foreign, "COMPLETE"), make(foreign, "RUNNING")
     before = read(foreign, final), read(foreign, running)
 

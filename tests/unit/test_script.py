@@ -38,7 +38,7 @@ def test_lines_get_their_newline():
 
 
 def test_numbers_are_pauses():
-    """They stay between the lines, and add up to what it takes."""
+    """They are pauses between lines, and add up to the duration."""
     script = Script(["a", 1, 2.5, "b", 0])
 
     assert list(script.parts()) == [("stdout", b"a\n"), 1.0, 2.5, ("stdout", b"b\n"), 0.0]
@@ -95,7 +95,7 @@ def test_a_script_that_hangs_takes_for_ever():
 
 
 def test_a_script_is_a_value():
-    """It is frozen, equal to its like, hashable, can be pickled, and keeps no list of others."""
+    """It is frozen, hashable, picklable, equal to an equal one, and copies its lists."""
     lines = ["a", 1]
     script = Script(lines, exit_code=3)
     lines.append("b")

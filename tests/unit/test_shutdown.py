@@ -35,7 +35,7 @@ def take_sigterm(tells_sender):
 
 @pytest.mark.parametrize("tells_sender", [True, False])
 def test_sigterm_is_seen_with_and_without_its_sender(tells_sender):
-    """A kernel or a filter without signalfd only loses who has sent it."""
+    """Without signalfd, only the sender is unknown."""
     assert in_child(take_sigterm, tells_sender) == (False, True, True, True, False)
 
 

@@ -81,7 +81,7 @@ def _refuse(monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_output_that_cannot_be_written_is_held(tmp_path, monkeypatch, number):
-    """Whatever refuses it, it is written when that has passed, and none of it is lost."""
+    """It is written when writing works again, without a loss."""
     one = _spool(tmp_path)
     with monkeypatch.context() as patched:
         _refuse(patched, number)
@@ -124,7 +124,7 @@ def test_a_file_that_was_unlinked_is_made_again_with_what_it_held(tmp_path):
 
 
 def test_a_file_that_was_brought_back_is_left_as_it_is(tmp_path):
-    """Output goes on behind it, in a new file."""
+    """Later output goes to a new file."""
     one = _spool(tmp_path)
     one.append(frames.OUTPUT, 0, 1, b"first\n", 0)
     data = (tmp_path / "spool.0").read_bytes()

@@ -71,7 +71,7 @@ def wish_of(run):
 def test_stop_that_cannot_be_stored_raises_and_reaches_the_supervisor(
     jobs, asked, monkeypatch, grace, letter
 ):
-    """With no space for the row the caller is told so, and the supervisor is, without a file."""
+    """On a full disk, the caller gets an error, and the supervisor the stop without a file."""
     run, letters = asked
     monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseFull("no space")))
 
@@ -91,7 +91,7 @@ def test_stop_that_cannot_be_stored_raises_and_reaches_the_supervisor(
 def test_stop_that_cannot_be_written_reaches_the_supervisor(
     jobs, asked, monkeypatch, grace, letter
 ):
-    """With no space for the file the supervisor is told, and once there is some, it is written."""
+    """On a full disk, the supervisor gets the stop; the file is written later."""
     run, letters = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
 
@@ -122,7 +122,7 @@ def test_stop_of_a_just_ended_job_is_not_an_error(jobs, asked, monkeypatch):
 
 
 def test_stop_file_of_a_newer_jobcore_is_a_stop(jobs, asked, monkeypatch):
-    """A stop file of a newer protocol is left as it is, and still asks to stop."""
+    """A stop file of a newer protocol stays unchanged, and still stops the job."""
     run, letters = asked
     jobs.stop_job(run.id, grace=1)
     with monkeypatch.context() as patch, run.open() as directory:
@@ -162,7 +162,7 @@ def test_doorbell_without_a_stop_file_stops_nothing(asked):
     ],
 )
 def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, written, grace):
-    """Letters and the file may both speak; who wants it sooner has it."""
+    """Of the graces in messages and in the file, the shortest counts."""
     run, _ = asked
     names = {
         b"S": job_directory.STOP_NOW,
@@ -183,7 +183,7 @@ def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, w
 
 
 def test_closing_stops_the_others_if_one_job_cannot_be_reached(jobs, scripted, monkeypatch, caplog):
-    """Of the jobs that a closing manager stops, one that cannot be reached keeps no other back."""
+    """One job that cannot be stopped does not keep a closing manager from the others."""
     first, broken, last = made = [scripted() for _ in range(3)]
     for run in made:
         run.started()
@@ -239,7 +239,7 @@ def test_closing_waits_for_the_lock_though_a_directory_is_broken(
 
 
 def test_stop_of_a_deleted_job_raises_job_not_found(jobs, scripted, database):
-    """Who stops or cancels what another manager has just deleted is told that it is not there."""
+    """If another manager has just deleted it, stop and cancel raise JobNotFound."""
     run = scripted()
     run.started()
     run.exit()

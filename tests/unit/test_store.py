@@ -85,7 +85,7 @@ def test_list_of_ids_is_refused_as_an_id(jobs, several):
 
 @pytest.mark.parametrize("some_id", [one for one in NO_IDS if one is not None], ids=repr)
 def test_id_that_no_workspace_or_pipeline_has(jobs, some_id):
-    """An unknown workspace or pipeline is told, and nothing is created or listed."""
+    """An unknown workspace or pipeline is an error; nothing is created or listed."""
     for verb in (jobs.create_job, jobs.list_jobs, jobs.count_jobs):
         with pytest.raises(WorkspaceNotFound):
             verb(workspace_id=some_id)
@@ -217,7 +217,7 @@ def test_the_outermost_moments_in_utc_come_back(jobs, outermost):
 
 
 def test_clock_that_is_set_back_reorders_nothing(jobs, clock):
-    """Jobs stay in the order of creation, and none ends before it began."""
+    """Jobs stay in the order of creation, and no job ends before its start."""
     first = jobs.create_job("TASK")
     clock.jump(-86400)
     second = jobs.create_job("TASK")
@@ -440,7 +440,7 @@ def test_stop_is_in_the_history_once(jobs, scripted):
 
 
 def test_retry_is_a_new_job(jobs):
-    """A retry repeats what was asked, counts on, names its original, and leaves that alone."""
+    """A retry has the same arguments, the next attempt and its original's id."""
     workspace = jobs.create_workspace("w")
     first = jobs.submit(["true"], name="n", data={"a": 1}, workspace_id=workspace.id)
     jobs.cancel_job(first.id)
@@ -459,7 +459,7 @@ def test_retry_is_a_new_job(jobs):
 
 @pytest.mark.parametrize("status", Status)
 def test_deleted_job_is_gone_in_every_status(jobs, database, status):
-    """A job of any status can be deleted; nothing of it is left, and its pipeline is free."""
+    """A job of any status can be deleted completely, and its pipeline is free."""
     pipeline = jobs.create_pipeline("p", ["true"])
     job = move_to(jobs, status)
     if not status.final:
@@ -563,7 +563,7 @@ def test_a_verdict_waits_for_all_of_the_log(jobs, scripted, database):
 
 
 def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
-    """A row goes only when nothing of the job can live any more, whoever asks for it."""
+    """A row is removed only if the job is final and marked as deleted."""
     run, final = scripted(), jobs.cancel_job(jobs.create_job("TASK").id)
     opened = Database(database)
     removed = []
@@ -591,7 +591,7 @@ def test_default_workspace_is_made_once(jobs, database):
 
 
 def test_times_are_utc_whatever_the_zone(jobs, clock, monkeypatch):
-    """Times are moments: the host's time zone changes none of them."""
+    """The host's time zone changes no time."""
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     time.tzset()
     try:

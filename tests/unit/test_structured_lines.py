@@ -44,7 +44,7 @@ def sent(one):
 )  # fmt: skip
 @each("end", ["", "\n", "\r\n"])
 def test_an_object_keeps_its_fields(text, fields, end):
-    """A line that is a JSON object has `fields` beside the text, which stays as it is."""
+    """A line with a JSON object has `fields`, and its text stays unchanged."""
     one = line(text + end)
 
     assert one.fields == fields
@@ -66,7 +66,7 @@ DEEP = DEEPEST + 1
     ],
 )  # fmt: skip
 def test_line_without_a_json_object_is_text(text):
-    """Other JSON and what only looks like an object is text, as it is."""
+    """Other JSON, and text that only resembles an object, stay text."""
     assert line(text).fields is None
     assert "fields" not in sent(line(text))
     assert sent(line(text))["message"] == line(text).text
@@ -86,7 +86,7 @@ def test_line_without_a_json_object_is_text(text):
     ],
 )  # fmt: skip
 def test_an_object_that_cannot_be_read_without_loss_is_text(text):
-    """Keys that are there twice, numbers that are none, half surrogates, deep nesting: text."""
+    """Duplicate keys, invalid numbers, lone surrogates and deep nesting stay text."""
     assert line(text).fields is None
     assert "fields" not in sent(line(text))
     assert sent(line(text))["message"] == text
@@ -120,7 +120,7 @@ def test_no_depth_raises(depth):
 
 
 def test_a_piece_of_a_line_has_no_fields():
-    """A piece that happens to be an object is none: the line goes on."""
+    """A piece of a line is not an object, even if it looks like one."""
     one = line('{"a": 1}', partial=True)
 
     assert one.fields is None

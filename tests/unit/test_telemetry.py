@@ -83,7 +83,7 @@ with JobManager(sys.argv[1], slots=1) as jobs:
 
 
 def test_event_carries_the_exception(caplog):
-    """An event about a failure carries the traceback where it is asked for."""
+    """With `exc_info`, the event of a failure has the traceback."""
     try:
         raise ZeroDivisionError("some failure")
     except ZeroDivisionError:
@@ -304,7 +304,7 @@ for level in ("INFO", "CRITICAL"):
 
 
 def test_a_structlog_whose_loggers_are_awaited_gets_events_too():
-    """In jobcore's threads there is no event loop, and nobody awaits: it is told all the same."""
+    """Jobcore's threads have no event loop; an async logger gets the events anyway."""
     printed = run_python(
         """
 import asyncio, logging, sys, threading

@@ -166,7 +166,7 @@ def test_system_line_comes_after_unfinished_text(record):
 
 
 def test_text_without_an_end_has_its_own_time(record):
-    """The end of the output numbers what is left, as it was read."""
+    """At the end of the output, the rest is a line with the time of its read."""
     recorder = record()
     recorder.write(b"Continue? ")
     recorder.wait(60)

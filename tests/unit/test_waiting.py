@@ -82,7 +82,7 @@ def test_waiter_whose_sight_was_replaced_is_not_missed(jobs, follower):
 
 
 def test_damaged_row_concerns_its_own_waiters(jobs, follower, database):
-    """A row that cannot be read is an error for those who wait for it, and for no other."""
+    """A damaged row raises only for those who wait for it."""
     bad, good = task(jobs), task(jobs)
     cursors = [follower.waiting(jobs._run(job.id)) for job in (bad, good)]
     damage(database, "job", bad.id, status="ODD")
@@ -95,7 +95,7 @@ def test_damaged_row_concerns_its_own_waiters(jobs, follower, database):
 
 
 def test_threads_that_wait_for_one_job_all_hear_of_its_end(jobs):
-    """Several threads wait for a job that no other commit follows: each returns."""
+    """Several threads wait for a job whose end is the last commit: each returns."""
     for _ in range(10):
         job = task(jobs)
         with ThreadPoolExecutor(4) as pool:

@@ -64,7 +64,7 @@ def test_a_torn_log_gives_the_commit_before(copy_of_log):
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 32, bytes(range(32)), b"<!doctype html>" * 100])
 def test_file_that_is_not_a_log_has_no_page(tmp_path, content):
-    """Any other bytes hold none."""
+    """Other bytes contain no page."""
     (tmp_path / "x-wal").write_bytes(content)
 
     assert wal_file.first_page(str(tmp_path / "x-wal")) is None

@@ -135,7 +135,7 @@ def test_log_response_without_lines_is_none(jobs, task, sequence):
 
 
 def test_a_followed_log_has_the_lines_that_come(jobs, task):
-    """Each line is an item of its own as soon as it is there; the end is the job's."""
+    """Each line is yielded as soon as it is written; the body ends with the job."""
     body = wire.log_response(jobs, task.id, sequence=2, follow=True).body
     first = next(body)
     jobs.append_log(task.id, "d")
@@ -146,7 +146,7 @@ def test_a_followed_log_has_the_lines_that_come(jobs, task):
 
 
 def test_followed_log_ends_at_its_timeout_and_can_continue(jobs, task):
-    """A client that asks again from the line behind its last has the whole log at None."""
+    """A client that continues after its last line gets the whole log."""
     got, asked = b"", 0
     while True:
         sequence = got.count(b"\n")
@@ -166,7 +166,7 @@ def test_followed_log_ends_at_its_timeout_and_can_continue(jobs, task):
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson"])
 def test_body_of_a_deleted_job_ends_after_a_whole_line(jobs, accept, follow):
-    """Who reads while a job is deleted gets whole lines, and then the end."""
+    """If the job is deleted, the reader gets whole lines, and then the end."""
     job = jobs.start_job(jobs.create_job("TASK").id)
     lines = [f"{n} " + "x" * 10_000 for n in range(360)]
     for n in range(12):  # more segments than are read at once
@@ -227,7 +227,7 @@ def test_other_errors_do_not_look_like_an_end(jobs, task):
     ],
 )
 def test_a_bad_request_is_refused_at_the_call(jobs, task, options, error, follow):
-    """A mistake is told before anything is sent, not by the iterator."""
+    """An invalid request raises before anything is sent, not in the iterator."""
     with pytest.raises(error):
         wire.log_response(jobs, **{"job_id": task.id, "follow": follow, **options})
 
@@ -312,7 +312,7 @@ def test_heartbeats_do_not_outlast_the_time(jobs, task, form):
 
 
 def test_a_body_ends_when_the_client_has_left(jobs, task):
-    """A text can have no heartbeat of its own, so the server is asked."""
+    """A text has no heartbeat, so the server is asked whether the client is there."""
     left = iter([False, False, True])
     got = collected(jobs, task, "threads", sequence=3, is_gone=lambda: next(left))
 
@@ -328,7 +328,7 @@ def test_a_heartbeat_is_a_number_of_seconds(jobs, task, heartbeat):
 
 @pytest.mark.parametrize("form", ["threads", "loop"])
 def test_event_source_continues_after_its_last_event(jobs, task, form):
-    """The header Last-Event-ID wins over the number in the address; behind the end there is 204."""
+    """Last-Event-ID wins over the number in the address; after the end, it is 204."""
     jobs.finish_job(task.id)
     options = {"accept": "text/event-stream", "sequence": 0, "last_event_id": "1"}
     (item,) = collected(jobs, task, form, **options)
@@ -394,7 +394,7 @@ def test_a_forked_child_counts_its_own_followers(jobs, task):
 
 
 def test_those_who_come_at_once_get_each_a_place():
-    """However many threads ask, no place is given twice and none is refused in vain."""
+    """However many threads ask, no place is given twice, and no free one is refused."""
     followers = wire.Followers(8)
     ready = threading.Barrier(16)
     got = []
@@ -464,7 +464,7 @@ def test_other_errors_give_nothing_away():
 
 
 def test_a_hosts_own_error_with_its_own_status():
-    """An error that a host derives is told like ours, with a code that has no name too."""
+    """An error that a host derives is answered like jobcore's, also with an unnamed status."""
 
     class Teapot(JobcoreError):
         status = 418

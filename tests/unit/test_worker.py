@@ -219,7 +219,7 @@ def test_thread_survives_an_injected_exception(one_worker):
 
 
 def test_thread_that_is_struck_while_it_ends_gives_up_its_place(one_worker, monkeypatch):
-    """An exception in its last act keeps no later call from being made."""
+    """An exception at its very end does not prevent later calls."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     struck = []
 
@@ -362,7 +362,7 @@ def test_call_that_a_fork_interrupts_is_refused_in_the_child(one_worker):
 
 
 def test_signal_handler_can_make_a_call(one_worker):
-    """A handler that interrupts the waiting is served when the thread is free, or is told."""
+    """The call of a handler that interrupts a waiter is made, or raises DatabaseBusy."""
     told = []
 
     def handler(*_):
@@ -427,7 +427,7 @@ def test_system_without_a_thread_left_makes_the_call_in_the_caller(one_worker, m
 
 
 def test_closed_worker_refuses_every_call(one_worker):
-    """Those that wait are told, too."""
+    """Waiting callers get the error, too."""
     go, busy, told = threading.Event(), threading.Event(), []
     blocker = threading.Thread(
         target=one_worker.call, args=(lambda: (busy.set(), go.wait(PATIENCE)),)

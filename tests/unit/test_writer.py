@@ -241,7 +241,7 @@ def test_change_that_ends_the_transaction_takes_no_other_along(opened, together)
 
 
 def test_commit_that_fails_is_tried_again_for_each_change(opened, together, monkeypatch):
-    """Nothing of the failed transaction stands, so nothing is done twice."""
+    """The failed transaction is undone, so no change is made twice."""
     commit, failures = SqliteConnection.commit, []
 
     def fail_once(connection):
@@ -288,7 +288,7 @@ def test_observer_that_fails_after_a_commit_has_nothing_made_twice(opened, toget
 def test_exception_from_outside_just_after_a_commit_has_nothing_made_twice(
     opened, together, monkeypatch, count
 ):
-    """Each caller is told that the outcome is unknown, and each change is there once."""
+    """Each caller learns that the outcome is unknown, and each change is made once."""
     commit = SqliteConnection.commit
 
     def stand_and_fail(connection):
@@ -454,7 +454,7 @@ def test_submit_interrupted_at_any_moment_is_there_or_absent_for_ever(database, 
 
 
 def test_signal_handler_that_uses_the_manager_neither_tears_nor_hangs(database):
-    """It creates a job in the middle of a call, or is told that the database is busy."""
+    """In the middle of a call, it creates a job, or gets the error that the database is busy."""
     told = []
 
     def handler(*_):
