@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sqlite3
 from contextlib import closing
 
 from jobcore import Command, JobManager
+from tests.jobfiles import row_of
+from tests.processes import PATIENCE
 
 SECRET = "s3cr3t-value"
 COMMAND = Command(
@@ -65,6 +68,19 @@ def test_words_of_any_bytes_and_shells_are_shown(database):
     assert odd.command.argv == ("echo", "\N{REPLACEMENT CHARACTER}", "***")
     assert (str(script.command), script.command.shell) == ("echo 'a' | wc", True)
     assert task.command is None
+
+
+def test_input_is_kept_for_a_retry(database):
+    """Until the job is deleted, though no listing has it; of a file, only the path is kept."""
+    given = Command(["sh", "-c", "cat; exit 1"], stdin=b"input")
+    with JobManager(database, slots=1) as jobs:
+        first = jobs.wait(jobs.submit(given).id, PATIENCE)
+        again = jobs.wait(jobs.retry_job(first.id).id, PATIENCE)
+
+        assert [line.text for line in jobs.logs(again.id)] == ["input"]
+        assert "input" not in repr(first.command)
+        path = jobs.submit(Command(["cat"], stdin=__file__), reserved=True)
+    assert json.loads(row_of(database, path.id)["command"])["stdin"] == __file__
 
 
 def test_damaged_command_hides_no_job(database):
