@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 #: Seconds between two checks whether a job has started.
 PAUSE = 0.05
+#: What `run` says of a job that does not start, by `Job.waits_for`.
+_WAITING = {
+    "limit": "as many jobs run as a limit allows",
+    "paused": "the queue is paused, or the group or type of the job",
+}
 #: Signals that ask a foreground process to end. SIGHUP is not included: closing the terminal
 #: ends this process, and the job keeps running.
 _ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -152,8 +157,14 @@ def hint(argv: Sequence[str]) -> None:
 
 
 def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
-    """Wait until the job is no longer QUEUED."""
-    while jobs.get_job(job_id).status is Status.QUEUED:
+    """Wait until the job is no longer QUEUED; say what keeps it waiting for over a second."""
+    began = time.monotonic()
+    said = None
+    while (job := jobs.get_job(job_id)).status is Status.QUEUED:
+        if job.waits_for != said and time.monotonic() - began > 1:
+            said = job.waits_for
+            if said in _WAITING:
+                output.say(f"waiting: {_WAITING[said]}; see jobcore limit")
         _pause(jobs, job_id)
 
 

@@ -384,6 +384,28 @@ def test_name_is_utf_8_in_every_locale(database):
         assert [job.name for job in jobs.list_jobs()] == ["Müll €"]
 
 
+@pytest.mark.parametrize("paused", [True, False], ids=["paused", "limited"])
+def test_run_says_what_keeps_its_job_waiting(database, paused):
+    """After a second, once; when the job may start, it runs."""
+    with JobManager(database, slots=0) as jobs:
+        if paused:
+            jobs.pause("gpu")
+        else:
+            jobs.set_limit("gpu", 1)
+            held = jobs.start_job(jobs.create_job("TASK", group="gpu").id)
+        process = start(database, "run", "--group", "gpu", "--", "echo", "ran")
+        said = process.stderr.readline()
+        if paused:
+            jobs.resume("gpu")
+        else:
+            jobs.finish_job(held.id)
+        out, err = ended(process)
+
+    expected = "the queue is paused, or" if paused else "as many jobs run as a limit allows"
+    assert said.startswith(f"jobcore: waiting: {expected}")
+    assert (out, err) == ("ran\n", "")
+
+
 def test_program_with_spaces_in_its_name_runs(database, tmp_path):
     """Words with spaces are no mistake by themselves."""
     (tmp_path / "my program").write_text("#!/bin/sh\necho ran\n")
