@@ -167,11 +167,11 @@ def end(connection: Connection, *, commit: bool) -> None:
     SQLAlchemy joins it with the first statement that it executes itself. Most need none.
     """
     joined = connection.get_transaction()
-    if joined is None:
-        driver = driver_of(connection)
-        driver.commit() if commit else driver.rollback()
-    elif joined.is_active:
+    if joined is not None:  # also after a failed commit: then only a rollback is possible
         joined.commit() if commit else joined.rollback()
+    driver = driver_of(connection)
+    if driver.in_transaction:
+        driver.commit() if commit else driver.rollback()
 
 
 class SharedMemory(NamedTuple):

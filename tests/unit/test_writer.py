@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import text
 
-from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreError
+from jobcore import DatabaseBusy, DatabaseCorrupt, DatabaseFull, JobManager, Status, StoreError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.storage import writer
 from jobcore.storage.connections import SqliteConnection, discard
@@ -149,6 +149,23 @@ def test_callers_that_come_back_one_by_one_share_a_commit(opened, together, monk
 
     assert len(commits) == 1
     assert notes(opened) == set("abcdef")
+
+
+def test_change_after_a_commit_that_failed_is_stored(database, opened, monkeypatch):
+    """After a failed commit, SQLAlchemy keeps its transaction until it is rolled back."""
+
+    def refuse(connection):
+        connection.rollback()  # as SQLite itself does
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteConnection, "commit", refuse)
+        with pytest.raises(DatabaseFull):
+            note(opened, "refused")
+    note(opened, "stored")
+
+    with closing(sqlite3.connect(database)) as other:
+        assert other.execute("SELECT text FROM note").fetchall() == [("stored",)]
 
 
 @pytest.fixture
