@@ -42,7 +42,7 @@ def _use_both_names(folder):
 
 
 def test_a_file_that_is_mounted_by_itself_is_refused(tmp_path):
-    """A second name that no hard link tells is refused, and the doctor says why it is wrong."""
+    """A second path that is not a hard link is refused, and the doctor gives the reason."""
     assert in_own_mounts(_use_both_names, str(tmp_path)) == ["jobs.db"]
 
 

@@ -101,7 +101,7 @@ def test_preferred_type_of_the_header_is_chosen(accept, expected):
     ],
 )  # fmt: skip
 def test_unavailable_types_raise_not_acceptable(accept):
-    """A header that names nothing that there is gets an error that says what there is."""
+    """If a header names no available type, the error lists the available ones."""
     with pytest.raises(NotAcceptable) as caught:
         log_type(accept)
 
@@ -111,7 +111,7 @@ def test_unavailable_types_raise_not_acceptable(accept):
 
 @given(HEADERS)
 def test_no_other_type_has_a_higher_weight(ranges):
-    """What is chosen has the highest weight that RFC 9110 gives; 406 only where all are 0."""
+    """The type with the highest weight of RFC 9110 is chosen; 406 only if all are 0."""
     weights = {offered: quality(offered, ranges) for offered in LOG_TYPES}
     try:
         chosen = log_type(written(ranges))
@@ -123,7 +123,7 @@ def test_no_other_type_has_a_higher_weight(ranges):
 
 @given(HEADERS, st.randoms())
 def test_different_weights_need_no_order(ranges, random):
-    """Where no two weights are equal, the order of the header says nothing."""
+    """If all weights differ, the order in the header does not matter."""
     weights = [quality(offered, ranges) for offered in LOG_TYPES]
     shuffled = random.sample(ranges, len(ranges))
     if len(set(weights)) == len(LOG_TYPES) and max(weights) > 0:
@@ -143,7 +143,7 @@ def test_any_header_has_an_answer(accept):
 
 @pytest.mark.parametrize("piece", ['"', '\\"', ",", ";", "text/plain;q=0.", "*/*,", '"\\', "q="])
 def test_long_header_is_read_in_linear_time(piece):
-    """A header of a megabyte is read at all: what grows with the square would take hours."""
+    """A header of a megabyte is read; in quadratic time, that would take hours."""
     try:
         chosen = log_type(piece * (10**6 // len(piece)))
     except NotAcceptable:

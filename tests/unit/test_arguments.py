@@ -85,7 +85,7 @@ def refusal(call):
     ],
 )
 def test_invalid_command_raises_command_error(jobs, call):
-    """Whatever says what to run is refused as a CommandError, and nothing is created."""
+    """Each invalid argument of a command is a CommandError, and nothing is created."""
     with pytest.raises(CommandError):
         call(jobs)
 
@@ -181,7 +181,7 @@ def test_numbers_beyond_sqlite_are_accepted(jobs, large):
 
 @pytest.mark.parametrize("timeout", [None, INFINITE, DIGITS, 0.5, 5])
 def test_any_number_of_seconds_can_be_waited(jobs, timeout):
-    """Infinitely many, too, and more than a float can say."""
+    """Infinity too, and more than a float can hold."""
     job = jobs.create_job("TASK")
     jobs.start_job(job.id)
     jobs.finish_job(job.id)
@@ -215,7 +215,7 @@ def test_a_time_out_that_is_over_is_a_time_out(jobs, timeout):
     ids=repr,
 )
 def test_a_database_is_a_file(tmp_path, monkeypatch, path):
-    """What other processes cannot open by its name is refused, and nothing is made."""
+    """A name that other processes cannot open is refused, and nothing is made."""
     monkeypatch.chdir(tmp_path)
 
     error = refusal(lambda: JobManager(path))
@@ -256,7 +256,7 @@ def test_python_is_for_the_own_launcher_alone(database):
 
 
 def test_a_launcher_starts_all_supervisors(database):
-    """What a launcher is given is one end of a socket pair, for each supervisor once."""
+    """A launcher gets one end of a socket pair, once for each supervisor."""
     given = []
 
     class Counts(ProcessLauncher):

@@ -222,7 +222,7 @@ def test_a_value_across_the_cut_of_a_long_line(record):
 
 
 def test_system_lines_are_masked_and_single(record):
-    """What jobcore says is one line, and shows no value."""
+    """A message of jobcore is one line without secret values."""
     recorder = record(redact=[b"secret"])
     recorder.capture.write_system("cannot start 'secret'\nforged: secret \udc80")
     recorder.finish()
@@ -232,7 +232,7 @@ def test_system_lines_are_masked_and_single(record):
 
 @pytest.mark.parametrize("value", [b"two\nlines", b"two\r\nlines", b"x" * 9000])
 def test_system_lines_are_masked_before_they_are_made_to_fit(record, value):
-    """A value is found in what is said, though that is made one line, and cut, behind it."""
+    """A secret is masked before the message is joined into one line and cut."""
     recorder = record(redact=[value])
     recorder.capture.write_system("cannot start " + value.decode() + " here\n" + "y" * 9000)
     recorder.finish()
@@ -247,7 +247,7 @@ def test_system_lines_are_masked_before_they_are_made_to_fit(record, value):
 @pytest.mark.parametrize("redact", [(), (b"xx\nx", b"\n\r")])
 @every(seed=SEEDS)
 def test_output_limit(record, seed, redact):
-    """What is kept is a prefix within the limit; every other line is counted, one line says so."""
+    """A prefix up to the limit is kept; the other lines are counted, and one line says so."""
     rng = random.Random(seed)
     data = b"".join(b"x" * rng.randrange(50) + b"\n" for _ in range(300))
     data += b"y" * rng.choice((0, 7))
@@ -528,7 +528,7 @@ def test_full_disk_loses_nothing(record, monkeypatch, seed, number):
 
 
 def test_output_is_held_whatever_the_error(record, monkeypatch):
-    """A disk that fails does not end the command; what waits is written once it works again."""
+    """A failing disk does not end the command; held output is written when it works again."""
 
     def fail(*_):
         raise OSError(errno.EIO, "broken")

@@ -56,7 +56,7 @@ _COMMANDS = st.fixed_dictionaries(
 @example({"argv": ["\udcc3\udca9"]})  # two escaped bytes that together are UTF-8
 @example({"argv": ["true"], "stdin": bytes(range(256))})
 def test_stored_command_comes_back(fields):
-    """Whatever a command says, bytes that are no UTF-8 included, it says after being stored."""
+    """A stored command comes back equal, also with bytes that are not UTF-8."""
     command = Command(**fields)
     stored = command.to_json()
     back = Command.from_json(stored)
@@ -159,7 +159,7 @@ def test_any_argv_is_taken_or_refused(argv):
     ],
 )
 def test_impossible_command_is_refused(fields, told):
-    """A mistake is met where it was made, and the message says which part is wrong."""
+    """A mistake raises where it is made, and the message names the wrong part."""
     with pytest.raises(CommandError, match=told):
         Command(**{"argv": ["true"], **fields})
 
@@ -226,7 +226,7 @@ def test_a_removed_current_directory_is_a_command_error(tmp_path):
 
 
 def test_secrets_are_in_no_repr():
-    """What env, stdin and redact hold is neither in the repr nor in any message of a refusal."""
+    """The values of env, stdin and redact are in neither the repr nor an error."""
     secrets = {"env": {"A": CANARY}, "stdin": CANARY.encode(), "redact": [CANARY]}
     shown = [repr(Command(["true"], **secrets)), str(Command(["true"], **secrets))]
     for wrong in (
@@ -256,7 +256,7 @@ def test_secrets_are_in_no_repr():
     ids=["a value", "a name", "what is masked", "a word"],
 )
 def test_a_refusal_has_no_cause_that_holds_a_secret(fields):
-    """What a host logs of an error is also its cause and its context, which tell no value."""
+    """The cause and the context of an error, which hosts log too, contain no value."""
     with pytest.raises(CommandError, match="encoded") as refused:
         Command(**{"argv": ["true"], **fields})
 
@@ -265,7 +265,7 @@ def test_a_refusal_has_no_cause_that_holds_a_secret(fields):
 
 
 def test_too_large_a_command_is_refused():
-    """What is far above what the kernel takes is refused, and not stored."""
+    """A command far above the kernel's limit is refused, and not stored."""
     with pytest.raises(CommandError, match="larger"):
         Command(["echo", "x" * MOST_BYTES])
     with pytest.raises(CommandError, match="larger"):
@@ -283,7 +283,7 @@ def test_command_is_frozen():
 
 
 def test_command_keeps_no_hold_on_what_it_was_given():
-    """What the caller does with its lists and mappings later changes no command."""
+    """Later changes of the caller's lists and mappings do not change the command."""
     argv, env, redact = ["echo", "a"], {"A": "b"}, ["x"]
     command = Command(argv, env=env, redact=redact)
     before = command.to_json()
@@ -337,7 +337,7 @@ def test_umask_is_that_of_its_maker(monkeypatch, proc):
     [("SIGINT", signal.SIGINT), ("int", signal.SIGINT), (2, signal.SIGINT), (40, 40)],
 )
 def test_stop_signal_is_a_signal_its_number_or_its_name(given, kept):
-    """It is kept as what `signal` calls it, and real-time signals without a name as numbers."""
+    """It is stored by its name in `signal`, or as a number if it has none."""
     command = Command(["true"], stop_signal=given)
 
     assert command.stop_signal == kept

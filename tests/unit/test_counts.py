@@ -237,7 +237,7 @@ def test_a_batch_counts_when_it_is_published(database):
 
 
 def test_a_job_that_is_refused_does_not_count(database):
-    """What fails in the middle of a transaction is taken back from the counts, too."""
+    """A failure in the middle of a transaction also undoes the counts."""
     with JobManager(database, slots=0) as jobs, closing(sqlite3.connect(database)) as connection:
         jobs.create_job("TASK")
 

@@ -158,7 +158,7 @@ def _newer(path):
     ],
 )
 def test_foreign_file_is_refused_and_untouched(database, make, error):
-    """What is not a file of this or an older jobcore is refused without changing a byte."""
+    """A file that no older or equal jobcore made is refused, without a changed byte."""
     make(database)
     before = contents(database)
 
@@ -169,7 +169,7 @@ def test_foreign_file_is_refused_and_untouched(database, make, error):
 
 
 def test_empty_file_becomes_a_database(database):
-    """An empty file, as `touch` makes it, is nobody's and is taken."""
+    """An empty file, as `touch` makes it, is used."""
     with open(database, "xb"):
         pass
 
@@ -251,7 +251,7 @@ print(len(opened) > 0, [name for name in opened if name.endswith((".db", "-wal",
 
 
 def test_errors_and_statement_logs_contain_no_values(database, caplog):
-    """What is stored, an environment perhaps, is in no error and in no log of SQLAlchemy."""
+    """Stored values, such as an environment, are in no error and no log of SQLAlchemy."""
     statement = sqlalchemy.text("INSERT INTO note VALUES (:text)")
     with caplog.at_level(logging.DEBUG, logger="sqlalchemy"):
         opened = Database(database)
@@ -373,7 +373,7 @@ def test_write_takes_the_lock_at_once(opened, database):
 
 
 def test_read_is_one_moment(opened):
-    """What is read in one transaction does not change under it."""
+    """One read transaction sees one state of the file."""
     note(opened, "before")
     with opened.read() as connection:
         first = connection.exec_driver_sql("SELECT count(*) FROM note").scalar()
@@ -407,7 +407,7 @@ def test_any_error_rolls_back(opened, error):
 
 
 def test_broken_constraint_raises_database_corrupt(opened):
-    """jobcore's statements keep the rules of the schema: what breaks one is rolled back."""
+    """A statement of jobcore that breaks a rule of the schema is rolled back."""
     note(opened, "once")
     with pytest.raises(DatabaseCorrupt, match="jobcore doctor"), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('other')")
@@ -559,7 +559,7 @@ def test_removed_file_is_gone(database, opened):
 
 
 def test_file_removed_just_after_the_check_raises_database_gone(database, opened, monkeypatch):
-    """A connection that finds no file any more says so, not only that it cannot open it."""
+    """If the file has just been removed, the error is DatabaseGone."""
     connect = sqlite3.connect
 
     def lose_and_connect(*arguments, **options):
@@ -684,7 +684,7 @@ def test_read_only_database_can_be_read(others_place, what):
 
 
 def test_read_only_place_without_a_log_is_refused(others_place):
-    """Where SQLite cannot even make its shared memory, opening says that it is read-only."""
+    """If SQLite cannot make its shared memory, the error says that the place is read-only."""
     path, become = others_place
 
     def prepare():
@@ -751,7 +751,7 @@ def test_swapped_root_is_a_mismatch(tmp_path, running):
 
 
 def test_missing_root_of_running_jobs_is_a_mismatch(database):
-    """Without its job directories nothing is said of jobs that run in processes, ever."""
+    """Without its job directories, a file with RUNNING jobs is refused and not changed."""
     job_id = make_store(database, running="in a process")
     os.rename(database + ".jobs", database + ".moved")
 
@@ -943,7 +943,7 @@ def test_large_log_is_checkpointed_by_itself(database, opened):
 
 
 def test_one_checkpointer_at_a_time(database, opened):
-    """While another process holds the checkpoint lock nobody else makes one."""
+    """While another process holds the checkpoint lock, no checkpoint is made."""
     held, release = os.pipe(), os.pipe()
 
     def hold():
@@ -1015,7 +1015,7 @@ def test_version_differs_after_every_commit(database, opened):
 
 
 def test_rolled_back_write_does_not_change_the_version(opened):
-    """What was rolled back wakes nobody for long."""
+    """A rolled-back write does not keep waking waiters."""
     seen = opened.version()
     with pytest.raises(ZeroDivisionError), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('half')")
@@ -1060,7 +1060,7 @@ def test_commit_of_a_process_wakes(database, opened):
 
 
 def test_child_commits_survive_the_parents_end(database, opened):
-    """What a forked child commits is there, though the parent closed its last connection since."""
+    """A forked child's commits stay after the parent closed its last connection."""
     note(opened, "parent before")
     closed = os.pipe()
     wrote = os.pipe()
@@ -1093,7 +1093,7 @@ def test_child_commits_survive_the_parents_end(database, opened):
 
 
 def test_parent_commits_survive_the_childs_end(database, opened):
-    """What the parent commits is there, though a forked child opened and closed meanwhile."""
+    """The parent's commits stay after a forked child opened and closed the file."""
 
     def be_child(name):
         note(opened, name)
@@ -1352,7 +1352,7 @@ def test_fork_with_a_stored_traceback_is_not_in_a_transaction(database, opened):
 
 
 def test_fork_is_a_change(opened):
-    """A version seen before a fork is not seen again after commits behind it."""
+    """A version from before a fork does not come again after later commits."""
     seen = {opened.version()}
     for index in range(5):
         note(opened, f"before {index}")
@@ -1383,7 +1383,7 @@ def test_connection_that_cannot_be_set_up_is_not_left_open(database, opened):
 
 
 def test_failed_open_leaves_nothing_open(database):
-    """A database that is refused leaves no descriptor behind."""
+    """A database that is refused leaves no open descriptor."""
     _other_programs(database)
     before = descriptors()
     for _ in range(3):

@@ -43,7 +43,7 @@ def test_other_texts_are_refused(value):
 
 
 def test_the_pattern_is_one_for_json_schemas():
-    """It takes what the function takes, and is anchored."""
+    """It matches what the function accepts, and is anchored."""
     pattern = json.loads(json.dumps(durations.PATTERN))
 
     assert [one for one in ("5m", "90", "1h30m", "m", "5 m", "") if re.search(pattern, one)] == [

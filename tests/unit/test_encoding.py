@@ -66,7 +66,7 @@ def same(one, other):
 
 @given(EXACT)
 def test_values_that_json_keeps_are_sent_as_json(value):
-    """Texts, numbers, lists and objects with texts as keys are JSON, and come back as they were."""
+    """Texts, numbers, lists and objects with text keys go as JSON and come back equal."""
     form, data = encoding.encode(value)
 
     assert form == JSON
@@ -103,7 +103,7 @@ for _ in range(encoding.DEEPEST):
     ],
 )  # fmt: skip
 def test_values_that_json_would_change_are_pickled(value):
-    """What is of another type, or another shape, after JSON does not go as JSON."""
+    """A value whose type or shape JSON would change is pickled."""
     assert encoding.encode(value)[0] == PICKLE
 
 
@@ -111,7 +111,7 @@ def test_values_that_json_would_change_are_pickled(value):
     "value", [NESTED[0], 2**encoding.LONGEST_NUMBER - 1, -0.0, 1e-323, {"": []}, "é\0\n", [[], []]]
 )
 def test_json_goes_as_far_as_it_is_exact(value):
-    """The limits are where they are said to be."""
+    """Values at the documented limits go as JSON."""
     form, data = encoding.encode(value)
 
     assert form == JSON
@@ -119,7 +119,7 @@ def test_json_goes_as_far_as_it_is_exact(value):
 
 
 def test_a_list_in_two_places_is_one_list():
-    """What is the same list before is the same list after."""
+    """A list that occurs twice is one list afterwards, too."""
     first, second = encoding.decode(*encoding.encode([SHARED, SHARED]))
 
     assert first is second
@@ -139,7 +139,7 @@ def test_long_number_is_encoded_under_any_digit_limit():
 
 
 def test_pickles_are_of_a_protocol_that_every_python_reads():
-    """Python 3.10 reads what any later one pickled."""
+    """Python 3.10 can read pickles of any later version."""
     _, data = encoding.encode((1,))
 
     assert data[:2] == bytes([0x80, encoding.PROTOCOL])

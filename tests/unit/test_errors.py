@@ -155,7 +155,7 @@ def test_builtin_base_catches_it(kind, builtin):
 
 
 def test_facts_are_attributes():
-    """What an error is about can be read from it, without its text."""
+    """The facts of an error are attributes, so nobody has to parse its text."""
     refused = errors.InvalidTransition("an-id", "COMPLETE", "start")
     busy = errors.PipelineAlreadyRunning("a-pipeline", "an-id")
     failed = errors.SpawnError("no process", 11)

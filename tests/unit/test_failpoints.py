@@ -56,7 +56,7 @@ def test_every_point_is_reached_somewhere():
 
 
 def test_unarmed_nothing_happens():
-    """A point that nobody armed returns."""
+    """A point without a callback returns."""
     assert failpoints.reach(failpoints.CLAIMED, object()) is None
 
 

@@ -86,7 +86,7 @@ def test_the_database_is_touched_with_them(tmp_path, upkeep):
 
 @pytest.mark.parametrize("name", ["lock", "run", "ctl"])
 def test_a_missing_file_is_made_again(root, upkeep, name):
-    """At the next look, and the lock is held then as it was."""
+    """The next look makes it, with its lock held."""
     os.unlink(root / NAME / name)
     upkeep.advance(20.0)
 
@@ -107,7 +107,7 @@ def test_a_missing_directory_is_made_again_with_its_files(root, upkeep):
 
 
 def test_a_root_that_is_gone_is_looked_for_again(root, upkeep):
-    """What cannot be done now is no error; it is tried again."""
+    """A missing root is no error; the next look tries again."""
     moved = root.with_name("moved")
     for name in os.listdir(root / NAME):
         os.unlink(root / NAME / name)

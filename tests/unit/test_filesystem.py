@@ -83,7 +83,7 @@ def test_a_mount_point_is_known_by_its_whole_name(path, mounted):
 
 
 def test_a_file_that_is_mounted_by_itself_is_refused(database, monkeypatch, tmp_path):
-    """What the mount table names is refused before it is made; what lies below it is not."""
+    """A file that is a mount point is refused; files below a mount are not."""
     table = tmp_path / "mountinfo"
     folder = tmp_path / "a b"
     folder.mkdir()
@@ -104,7 +104,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused(database, monkeypatch, tmp_
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "fuse.sshfs"])
 def test_network_file_system_is_refused(database, monkeypatch, kind):
-    """On a file system that machines share nothing is made, and the message says what to do."""
+    """On a shared file system nothing is made, and the message gives the remedy."""
     monkeypatch.setattr(filesystem, "file_system_of", lambda *_: kind)
 
     with pytest.raises(UnsupportedFileSystem, match=f"{kind}.*local disk"):
@@ -257,7 +257,7 @@ def test_store_id_survives_a_power_failure(tmp_path, monkeypatch):
 
 
 def test_store_id_is_made_though_a_sweep_is_about(tmp_path, monkeypatch):
-    """A sweep that removes what is not in use yet, once there is an id, costs its maker nothing."""
+    """A sweep that removes an unused id does not disturb its maker."""
     os.mkdir(tmp_path / "jobs.db.jobs", 0o700)
     root = filesystem.open_root(str(tmp_path / "jobs.db"), create=False)
     link = os.link

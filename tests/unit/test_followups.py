@@ -73,7 +73,7 @@ def test_the_delay_doubles_up_to_an_hour(attempt, seconds):
 
 
 def test_the_delay_follows_the_given_values():
-    """`delay`, `factor` and `max_delay` say how it grows; 1,000 to a power does not overflow."""
+    """It grows by `delay`, `factor` and `max_delay`; 1,000 to a power does not overflow."""
     assert [delay_after(Retries(9, 2, 3, 50), n, uuid4()) for n in (1, 2, 3, 4)] == [2, 6, 18, 50]
     assert [delay_after(Retries(9, 5, 1), n, uuid4()) for n in (1, 2, 9)] == [5, 5, 5]
     assert delay_after(Retries(1000, 1e9, 1000, 1e9), 1000, uuid4()) == 1e9
@@ -139,7 +139,7 @@ def test_retries_are_stored_as_they_were():
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"max": -1}', '{"max": 1, "x": 2}', "null"])
 def test_damaged_retries_raise_database_corrupt(text):
-    """What was not stored by `to_json` is damage."""
+    """A value that `to_json` did not make is damage."""
     with pytest.raises(DatabaseCorrupt, match="stored retries are invalid"):
         Retries.from_json(text)
 

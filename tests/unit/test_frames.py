@@ -68,7 +68,7 @@ def test_every_flipped_bit_is_noticed():
 
 
 def test_scan_ends_before_damage_and_find_next_skips_it():
-    """Frames before damage are read, and the first whole one behind it is found."""
+    """Frames before damage are read, and the first whole one after it is found."""
     rng = random.Random(1)
     good = [encode(b"%d\n" % n, first=n) for n in range(10)]
     junk = rng.randbytes(50) + frames.MAGIC + rng.randbytes(50)
@@ -83,7 +83,7 @@ def test_scan_ends_before_damage_and_find_next_skips_it():
 
 
 def test_a_newer_version_is_not_damage(monkeypatch):
-    """A frame of a newer jobcore says so, instead of being taken for garbage."""
+    """A frame of a newer jobcore raises its own error, not that of damage."""
     with monkeypatch.context() as patch:
         patch.setattr(frames, "PROTOCOL_VERSION", 2)
         data = encode(b"line\n")

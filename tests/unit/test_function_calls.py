@@ -61,7 +61,7 @@ def call(command):
 
 @given(st.lists(EXACT, max_size=3), st.dictionaries(TEXT, EXACT, max_size=3))
 def test_exact_arguments_travel_as_json(args, kwargs):
-    """Arguments that JSON keeps are there to be read, and arrive as they were."""
+    """Arguments that JSON keeps are readable, and arrive equal."""
     command = function_command(functions.gives_back, [args], kwargs)
 
     assert payload(command)["encoding"] == "json"
@@ -70,7 +70,7 @@ def test_exact_arguments_travel_as_json(args, kwargs):
 
 @given(st.lists(ANY, max_size=3))
 def test_all_other_arguments_travel_as_pickles(args):
-    """Whatever can be pickled arrives as it was, stored and read back in between."""
+    """Any picklable value arrives equal after it was stored and read."""
     command = Command.from_json(function_command(functions.gives_back, [((1,), args)]).to_json())
 
     assert payload(command)["encoding"] == "pickle"
@@ -95,7 +95,7 @@ def test_a_call_is_stored_as_any_command():
 
 
 def test_the_path_is_that_of_the_submitter(monkeypatch, tmp_path):
-    """It goes along as of the call, absolute; what is no path, or gone, does no harm."""
+    """It is sent as at the call, absolute; invalid or missing entries do no harm."""
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path)
     hook = "__editable__.thing.finder.__path_hook__"
@@ -257,7 +257,7 @@ HERE = "tests.functions"
     ],
 )
 def test_uncallable_target_is_refused_with_the_reason(target, args, reason):
-    """The call says what is in the way and where, and shows no argument."""
+    """The error has the reason and the place, and shows no argument."""
     with pytest.raises(CommandError) as caught:
         function_command(target, args)
 
@@ -290,7 +290,7 @@ with JobManager(DATABASE, slots=0) as jobs:
 
 
 def test_function_of_main_is_refused(database):
-    """Pickle would take what `__main__` defines, and a fresh interpreter would not find it."""
+    """Pickle would accept a function of `__main__`, but a new interpreter would not find it."""
     told = run_python(PROGRAM.replace("DATABASE", repr(database))).splitlines()
     print_0 = "builtins:print: argument 0 cannot be sent:"
 
@@ -318,7 +318,7 @@ def test_function_of_main_is_refused(database):
     ],
 )
 def test_options_are_checked(options, reason):
-    """What is no option of a call is refused by its name, without its value."""
+    """An unknown option of a call is refused by name, without its value."""
     with pytest.raises(CommandError) as caught:
         function_command(functions.adds, [1, 2], **options)
 
@@ -327,7 +327,7 @@ def test_options_are_checked(options, reason):
 
 
 def test_unpicklable_keyword_argument_is_named():
-    """An argument by name that cannot be sent is said by its name."""
+    """The error for a keyword argument that cannot be sent has its name."""
     with pytest.raises(CommandError, match="argument 'second' cannot be sent"):
         function_command(functions.gives_back, [], {"first": 1, "second": functions.HoldsALock()})
 
@@ -345,7 +345,7 @@ def test_refused_function_creates_no_job(jobs, target):
 
 
 def test_arguments_are_shown_nowhere(jobs):
-    """Neither the command nor the job nor its history shows what a function is called with."""
+    """Command, job and history do not show the arguments of a function."""
     command = function_command(functions.gives_back, [SECRET], {"key": SECRET})
     job = jobs.submit_function(functions.gives_back, SECRET)
     shown = [
@@ -381,7 +381,7 @@ def claimed(jobs, command):
 
 @pytest.mark.parametrize("kind", [FunctionExecutor, CommandExecutor, PipelineExecutor])
 def test_a_call_is_run_by_an_interpreter(jobs, kind):
-    """Every shipped executor runs it; by argv nobody learns more than that it is a function."""
+    """Every shipped executor runs it; argv shows only that it is a function."""
     command = function_command(functions.gives_back, [SECRET], env={"A": "b"}, timeout=5)
     run = kind().command(claimed(jobs, command))
     other = kind("/other/python").command(claimed(jobs, command))
@@ -393,14 +393,14 @@ def test_a_call_is_run_by_an_interpreter(jobs, kind):
 
 
 def test_a_command_may_ask_for_colours(jobs):
-    """What its own environment says of colours is left as it is."""
+    """The colour variables of its environment are not changed."""
     command = function_command(functions.gives_back, env={"NO_COLOR": ""})
 
     assert FunctionExecutor().command(claimed(jobs, command)).env["NO_COLOR"] == ""
 
 
 def test_other_commands_are_left_as_they_are(jobs):
-    """A command that is no call is run as it is, and by no executor of functions."""
+    """An executor of functions does not change a command that is not a call."""
     plain = Command(["true"])
 
     assert CommandExecutor().command(claimed(jobs, plain)) is plain
@@ -410,7 +410,7 @@ def test_other_commands_are_left_as_they_are(jobs):
 
 
 def test_without_an_interpreter_nothing_is_run(jobs, monkeypatch):
-    """A process that does not know its interpreter has to be told one."""
+    """A process without a known interpreter needs the argument."""
     monkeypatch.setattr(sys, "executable", "")
     command = function_command(functions.gives_back)
 
@@ -420,7 +420,7 @@ def test_without_an_interpreter_nothing_is_run(jobs, monkeypatch):
 
 
 def test_the_interpreter_of_the_manager_is_that_of_functions():
-    """A manager that is told an interpreter has functions run by it, too."""
+    """The manager's interpreter runs functions, too."""
     executors = default_executors("/a/python")
 
     assert {executor._python for executor in executors.values()} == {"/a/python"}

@@ -17,7 +17,7 @@ OTHER = ["cpython-39", "/opt/other", "/opt/other"]
 
 
 def test_the_same_python_looks_where_the_submitter_does():
-    """Its path comes first and whole, in its order; what is known here besides comes behind."""
+    """The submitter's path comes first, complete and in order; other entries follow."""
     sent = ["/app", "/usr/lib/python3.11", "/venv/lib/python3.11/site-packages", "/src"]
     own = ["/usr/lib/python3.11", "/extra"]
 

@@ -121,7 +121,7 @@ def test_forms_of_any_job(job):
 
 
 def test_job_is_a_response_model():
-    """The schema of a response has the API's names, all required, and says what each is."""
+    """The schema of a response has the API's names, all required and described."""
     schema = Job.model_json_schema(mode="serialization")
     fields = schema["properties"]
 

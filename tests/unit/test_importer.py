@@ -38,7 +38,7 @@ def holes(log):
 
 
 def test_lines_arrive_as_they_are_written(jobs, scripted):
-    """What a supervisor has written is readable at once, byte for byte, while the job runs."""
+    """Output of a running job can be read at once, byte for byte."""
     run = scripted()
     run.write(b"a\n", b"\xff\x00\r\n")
     first = log_of(jobs, run.id)
@@ -74,7 +74,7 @@ def test_frame_without_lines_does_not_block_later_ones(jobs, scripted):
 
 
 def test_time_and_marks_are_the_frames(jobs, scripted):
-    """Each line has its frame's time, and a piece of a longer one says so."""
+    """Each line has the time of its frame, and a piece of a longer line is marked."""
     run = scripted()
     run.write(b"x" * 100, flags=frames.PARTIAL, time_ns=1_000_000_000)
     run.write(b"y\n", time_ns=2_000_000_000)
@@ -85,7 +85,7 @@ def test_time_and_marks_are_the_frames(jobs, scripted):
 
 
 def test_verdict_is_copied(jobs, scripted, clock):
-    """The row says what the exit record says, and the directory is gone."""
+    """The row has the facts of the exit record, and the directory is gone."""
     run = scripted()
     run.write(b"last words\n")
     run.exit(
@@ -116,7 +116,7 @@ def test_job_never_ends_before_its_start(jobs, scripted, clock):
 
 
 def test_final_status_comes_with_the_whole_log(jobs, scripted):
-    """Who reads a final status reads every line, also when they are far behind."""
+    """A reader that sees a final status can read every line."""
     run = scripted()
     for _ in range(40):
         run.write(*[b"x" * 99 + b"\n"] * 600)
@@ -230,7 +230,7 @@ def test_damaged_frame_becomes_one_hole(jobs, scripted, where, count):
 
 @pytest.mark.parametrize("size", [2**20 - 1, 2**20, 3 * 2**20 + 17])
 def test_damage_larger_than_a_transaction_is_one_hole(jobs, scripted, size):
-    """Mebibytes that are no frames are passed over, and the first good frame behind is found."""
+    """Mebibytes of damage are skipped, and the first good frame after them is found."""
     run = scripted()
     run.write(b"before\n")
     run.frame(b"lost\n", b"lost too\n")
@@ -248,7 +248,7 @@ def test_damage_larger_than_a_transaction_is_one_hole(jobs, scripted, size):
 
 
 def test_hole_at_the_end_has_its_numbers(jobs, scripted):
-    """A spool shorter than the verdict says is filled up to the recorded number."""
+    """If the spool is shorter than recorded, the missing lines get numbers."""
     run = scripted()
     run.write(b"there\n")
     whole = run.end
@@ -267,7 +267,7 @@ def test_hole_at_the_end_has_its_numbers(jobs, scripted):
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_missing_spool_file_becomes_a_hole(jobs, scripted, missing):
-    """A spool file that somebody removed costs its own lines and no others."""
+    """If a spool file was removed, only its lines are missing."""
     run = scripted()
     begins = []
     for part in range(3):
@@ -301,7 +301,7 @@ def test_missing_directory_after_the_verdict_keeps_the_numbers(jobs, scripted):
 
 
 def test_output_that_looks_like_a_frame_is_output(jobs, scripted):
-    """Bytes of a job that are a valid frame are its output, also behind damage around them."""
+    """Output bytes that are a valid frame stay output, even among damage."""
     run = scripted()
     run.write(b"before\n")
     forged = [
@@ -370,7 +370,7 @@ def test_invalid_exit_record_is_ignored(jobs, scripted, what):
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("what", ["frame", "exit", "run"])
 def test_newer_protocol_is_left_alone(jobs, scripted, monkeypatch, what, held):
-    """What a newer jobcore wrote is neither judged nor touched, whether its supervisor lives."""
+    """Files of a newer jobcore are not used or changed, whether its supervisor lives or not."""
     run = scripted()
     run.write(b"old\n")
     jobs.get_job(run.id)
@@ -416,7 +416,7 @@ def test_imported_spool_files_go_while_the_job_runs(jobs, scripted):
 
 
 def test_directory_removed_by_another_manager_needs_no_cleaning(jobs, scripted, database):
-    """Behind a commit another manager may settle the job, and remove all that it had."""
+    """After a commit, another manager may settle the job and remove its directory."""
     run = scripted()
     run.write(b"first\n")
     run.rotate()
@@ -571,7 +571,7 @@ def test_killed_importers_lose_and_double_nothing(jobs, scripted, database):
 
 @every(seed=range(25))
 def test_random_damage_never_renumbers(jobs, scripted, seed):
-    """Whatever is damaged, and whenever imported, what is stored is where it was written."""
+    """Whatever is damaged, stored lines keep the numbers of their bytes."""
     chance = random.Random(seed)
     run = scripted()
     for _ in range(chance.randrange(5, 40)):

@@ -162,8 +162,8 @@ def test_lock_that_is_held_outlives_the_call_that_took_it():
     assert not lock.is_mine
 
 
-def test_bell_wakes_all_that_wait():
-    """It wakes those who wait now, and one whose condition is true does not wait."""
+def test_notify_all_wakes_all_waiters():
+    """It wakes all present waiters; one whose predicate is true does not wait."""
     condition, woken = Condition(), []
 
     def wait():
@@ -183,8 +183,8 @@ def test_bell_wakes_all_that_wait():
     assert not condition._waiting
 
 
-def test_bell_wakes_those_who_have_nothing_to_wait_for():
-    """The others sleep on, and are still there for the next ring."""
+def test_notify_done_wakes_waiters_whose_predicate_is_true():
+    """The others go on waiting, and are there for the next call."""
     condition, news, woken = Condition(), set(), []
 
     def wait(name):
@@ -208,30 +208,30 @@ def test_bell_wakes_those_who_have_nothing_to_wait_for():
     assert not condition.is_waited_for
 
 
-def test_bell_loses_no_wake_up():
-    """Threads that begin to wait while others ring are woken by what they wait for alone."""
+def test_notify_done_loses_no_wake_up():
+    """Threads that start to wait while others notify are woken by their predicate alone."""
     condition, rounds = Condition(), 300
     reached = [0, 0, 0, 0]
-    rung = [0]
+    notified = [0]
 
     def wait(place):
         for turn in range(1, rounds + 1):
-            condition.wait(lambda: rung[0] >= turn, PATIENCE)  # noqa: B023
+            condition.wait(lambda: notified[0] >= turn, PATIENCE)  # noqa: B023
             reached[place] = turn
 
     threads = [threading.Thread(target=wait, args=[place]) for place in range(4)]
     for thread in threads:
         thread.start()
     for turn in range(1, rounds + 1):
-        rung[0] = turn
+        notified[0] = turn
         condition.notify_done()
         until(lambda: min(reached) >= turn, "all waiters")  # noqa: B023
     for thread in threads:
         thread.join(PATIENCE)
 
 
-def test_bell_rings_after_an_exception_before_any_bytecode_of_waiting():
-    """What an interrupted waiter leaves behind is in nobody's way."""
+def test_interrupted_waiter_does_not_disturb_the_next_one():
+    """After an exception before any bytecode of `wait`, a later waiter is woken."""
     condition = Condition()
     for where, _ in every_bytecode(lambda: condition.wait(lambda: False, 0)):
         woken = []
@@ -448,7 +448,7 @@ def test_signal_handler_exception_propagates_unchanged(jobs, scripted, monkeypat
 
 
 def test_interrupted_submit_names_its_job(database, monkeypatch):
-    """Where the change has begun, the exception says which job it is about."""
+    """If the change has begun, the exception has the job's id."""
     from jobcore.storage import job_rows  # noqa: PLC0415 - patched here alone
 
     insert = job_rows.insert_job

@@ -161,7 +161,7 @@ def test_torn_record_is_ignored(directory):
 
 
 def test_newer_record(monkeypatch):
-    """A record of a newer jobcore says so."""
+    """A record of a newer jobcore raises its own error."""
     with monkeypatch.context() as patch:
         patch.setattr(job_directory, "PROTOCOL_VERSION", 2)
         data = job_directory.encode_record({})
@@ -239,7 +239,7 @@ def test_spool_is_read_across_its_files(directory):
 
 
 def test_imported_files_are_dropped_but_for_the_last(directory):
-    """A file goes when its successor begins at or before what was imported; the last one stays."""
+    """A file is removed if its successor begins in the imported part; the last one stays."""
     for offset in (0, 10, 20):
         put(directory, offset, b"x" * 10)
 

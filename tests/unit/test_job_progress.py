@@ -61,7 +61,7 @@ def test_the_latest_is_on_the_job(jobs, scripted, database):
 
 
 def test_the_last_word_stays_when_the_job_is_final(jobs, scripted):
-    """What was reported just before the end is there with the final status."""
+    """A report just before the end is there with the final status."""
     run = scripted()
     report(run, b"1/2")
     jobs.get_job(run.id)
@@ -75,7 +75,7 @@ def test_the_last_word_stays_when_the_job_is_final(jobs, scripted):
 
 
 def test_a_late_importer_changes_nothing(jobs, scripted):
-    """What was read before others imported more is not written over it, nor over the end."""
+    """An older read does not overwrite later imports or the end."""
     run = scripted()
     importer = parts(jobs).importer
     report(run, b"1/9")

@@ -137,7 +137,7 @@ def test_wait_status_is_what_the_kernel_gives():
 @each("trigger", Trigger)
 @each("status", Status)
 def test_triggers_follow_the_rules(status, trigger):
-    """Each trigger leads from each status where the rules say, or is refused."""
+    """Each trigger changes each status as the rules say, or is refused."""
     expected = ARROWS.get((status, trigger))
 
     if expected is None:

@@ -152,7 +152,7 @@ def test_every_reader_gets_the_same_lines(jobs, logged, monkeypatch):
 
 @pytest.mark.parametrize("ndjson", [False, True])
 def test_log_in_a_pipe_is_printed_in_groups(jobs, logged, monkeypatch, tmp_path, ndjson):
-    """`jobcore logs` prints what `log_text` and `log_ndjson` return, and knows its place."""
+    """`jobcore logs` prints what `log_text` and `log_ndjson` return, and continues in order."""
     kept = jobs.log_ndjson if ndjson else jobs.log_text
     expected = b"".join(kept(logged.id, 5))
     count = jobs.get_job(logged.id).line_count

@@ -38,14 +38,14 @@ def test_host_appends_lines(jobs, own):
 
 
 def test_names_of_files_are_appended_as_the_bytes_they_are(jobs, own):
-    """What `os.fsdecode` made of bytes becomes them again; other halves of surrogates are `?`."""
+    """The surrogates of `os.fsdecode` become bytes again; other lone surrogates become `?`."""
     jobs.append_log(own.id, os.fsdecode(b"a\x80b"), "c\ud800d", "e\ud800\udc80")
 
     assert [line.raw for line in jobs.logs(own.id)] == [b"a\x80b\n", b"c?d\n", b"e??\n"]
 
 
 def test_lines_need_a_running_job_without_a_process(jobs, own, scripted):
-    """Nobody but its supervisor writes the log of a job in a process; a final log is closed."""
+    """Only the supervisor writes the log of a process; a final log takes no lines."""
     run = scripted()
     queued = jobs.create_job("TASK")
     jobs.append_log(own.id, "last")
@@ -130,7 +130,7 @@ def test_long_lines_and_many_lines_of_one_call(jobs, own):
 
 @pytest.mark.parametrize("sequence", [-1, 1.5, "0", None, True])
 def test_line_number_is_checked(jobs, own, sequence):
-    """What is no line number is refused at the call."""
+    """An invalid line number raises at the call."""
     for read in (jobs.logs, jobs.follow, jobs.log_text, jobs.log_ndjson):
         with pytest.raises(ValueError, match="sequence must be"):
             read(own.id, sequence)
@@ -138,7 +138,7 @@ def test_line_number_is_checked(jobs, own, sequence):
 
 @pytest.mark.parametrize("limit", [-1, 1.5, "1", True])
 def test_limit_is_checked(jobs, own, limit):
-    """What is no number of lines is refused at the call."""
+    """An invalid number of lines raises at the call."""
     with pytest.raises(ValueError, match="limit"):
         jobs.logs(own.id, 0, limit)
     with pytest.raises(ValueError, match="n must be"):
@@ -191,7 +191,7 @@ def test_a_reader_gets_what_was_there_at_the_call(jobs, own):
 
 
 def test_follow_ends_with_the_job(jobs, own):
-    """Following yields what is there, then what comes, and ends when the job is final."""
+    """It yields the present lines, then new ones, and ends with the job."""
     jobs.append_log(own.id, "a", "b")
     lines = jobs.follow(own.id)
     first = [next(lines).text, next(lines).text]

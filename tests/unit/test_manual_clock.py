@@ -91,7 +91,7 @@ def test_many_small_moves_are_as_far_as_one():
 
 @pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), float("inf"), "1", None, True])
 def test_time_does_not_go_back(seconds):
-    """What is no time that goes by is refused, and nothing is moved."""
+    """An invalid or negative span raises, and the clock does not move."""
     clock = ManualClock()
 
     with pytest.raises(ValueError, match="jump"):
@@ -102,7 +102,7 @@ def test_time_does_not_go_back(seconds):
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), "1", None, True])
 def test_the_wall_clock_is_set_by_a_number(seconds):
-    """What is no number of seconds is refused."""
+    """Anything but a number of seconds raises."""
     with pytest.raises(ValueError):
         ManualClock().jump(seconds)
 
@@ -146,7 +146,7 @@ def test_attendants_act_at_their_own_times():
 
 
 def test_a_moment_found_on_the_way_is_stood_at_too():
-    """What gets due only by something that was due is not passed over."""
+    """The clock also stops at a time that becomes due during a move."""
     clock = ManualClock()
     waits = Waits(clock, at(10), again=7)
     clock.advance(30)
@@ -174,7 +174,7 @@ def test_arrived_work_is_done_before_time_moves():
 
 
 def test_settling_moves_no_time():
-    """What has come is acted on, and the clock stands where it stood."""
+    """`step` handles what has arrived, and does not move the clock."""
     clock = ManualClock()
     waits = Waits(clock, at(0), at(1))
     told = []
@@ -234,7 +234,7 @@ def test_one_who_watches_twice_ends_once():
 
 
 def test_removed_attendant_is_not_called():
-    """Its moments are nobody's."""
+    """The clock does not stop at its times."""
     clock = ManualClock()
     waits = Waits(clock, at(5))
     waits.end()

@@ -122,7 +122,7 @@ def test_job_comes_back_from_its_own_forms():
 
 
 def test_model_is_frozen():
-    """What was read does not change."""
+    """A model cannot be changed."""
     job = make_job()
 
     for name in ("status", "exit_code", "id"):
@@ -149,7 +149,7 @@ def test_every_field_has_a_camel_case_name(model):
 
 
 def test_stored_job_comes_back_as_it_was(jobs, clock):
-    """What the database returns is what was created, exact to the microsecond."""
+    """The database returns the created job, exact to the microsecond."""
     clock.set_wall(1_700_000_000_123_456)
     data = {"a": [1, 2.5, None, "é\U0001f600"], "b": {"c": True}}
     job = jobs.create_job("TASK", name="é\0b", data=data)
@@ -177,7 +177,7 @@ def test_any_json_is_data(jobs, data):
 
 
 def test_secrets_are_in_no_public_form(jobs):
-    """Neither a job nor a pipeline shows in repr or JSON what its command carries."""
+    """Neither the repr nor the JSON of a job or pipeline shows its command's secrets."""
     canary = "s3cr3t-canary"
     command = Command(["true"], env={"A": canary}, stdin=canary.encode(), redact=[canary])
     job = jobs.submit(command)
@@ -299,7 +299,7 @@ def test_unknown_columns_are_not_shown():
 
 
 def test_a_log_line_is_an_object_in_json():
-    """Whatever pydantic makes of a line, it is the object of NDJSON, and its schema says so."""
+    """Pydantic makes the object of NDJSON from a line, and its schema agrees."""
     line = LogLine(3, 1_700_000_000_123_456_789, "output", b'{"a": 1}\n')
     lines = pydantic.TypeAdapter(list[LogLine])
     sent = json.loads(lines.dump_json([line]))
@@ -328,7 +328,7 @@ def test_a_log_line_is_nowhere_an_array_in_json(raw, sequence):
 
 @pytest.mark.parametrize("model", [Job, Pipeline, Workspace, Event, Transition])
 def test_a_services_documentation_names_fields_as_they_are_sent(model):
-    """Titles are words, and what a field is stands at the field that is sent, not at another."""
+    """Titles are words, and each description is at the field that is sent."""
     schema = model.model_json_schema(mode="serialization")
     shown = json.dumps(schema["description"])
 

@@ -37,7 +37,7 @@ def test_stop_is_overdue_after_its_grace_from_when_it_was_seen():
 
 
 def test_time_out_is_overdue_after_its_grace():
-    """It is timed by the start in the row, so that any manager can tell."""
+    """It counts from the start in the row, so any manager can tell."""
     overdue = Overdue()
 
     assert not overdue.is_overdue(run(timeout=60), 69_999_999, 0.0)
@@ -86,7 +86,7 @@ def test_supervisor_that_answers_is_never_signalled():
 
 
 def test_answer_restarts_the_wait():
-    """What counts is the time without any answer."""
+    """Only the time since the last answer counts."""
     overdue = Overdue()
     overdue.judge(1, 0.0, answers=False)
     assert overdue.judge(1, WAKE_AFTER, answers=False) is signal.SIGCONT

@@ -159,7 +159,7 @@ def test_forked_child_is_not_the_owner(ownership):
 
 
 def test_lock_is_taken_again_after_its_descriptor_was_closed(ownership):
-    """A host may close any number; what has that number then is not closed with the lock."""
+    """If a host closed its descriptor, a file that got the number is not closed with the lock."""
     name = ownership.claim()
     (number,) = [one for one, to in descriptors().items() if to.endswith(PREFIX + name)]
     null = os.open(os.devnull, os.O_RDONLY)

@@ -313,14 +313,14 @@ def test_several_files_are_one():
 
 
 def test_each_argument_of_a_pipeline_is_a_field():
-    """What `create_pipeline` takes can be described, except a pause, which is no description."""
+    """Each argument of `create_pipeline` is a field, except `paused`."""
     missing = set(FIELDS) - set(Entry.model_fields) - {"name", "paused"}
 
     assert missing == set()
 
 
 def test_the_schema_describes_each_field():
-    """Editors show what a field means, and refuse unknown ones."""
+    """Editors show the description of a field, and refuse unknown ones."""
     schema = json.loads(json.dumps(json_schema()))
     definitions = schema["$defs"]
 

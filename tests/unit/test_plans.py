@@ -473,7 +473,7 @@ CALLS = {
 
 
 def test_statistics_are_dropped_while_others_have_the_file_open(database):
-    """What somebody has analyzed decides no plan, in no connection, from the next opening on."""
+    """After the next opening, another program's ANALYZE affects no plan."""
     with JobManager(database, slots=0) as jobs:
         jobs.create_job("TASK")
         with closing(sqlite3.connect(database)) as connection:

@@ -67,7 +67,7 @@ def test_many_who_fail_at_once_do_not_make_it_longer(postponed):
     "error", [DatabaseBusy("busy"), StoreError("no descriptor", errno.EMFILE), OSError(28, "full")]
 )
 def test_shortage_keeps_the_first_pause(postponed, seconds, error):
-    """What concerns all jobs and ends by itself keeps the first pause."""
+    """A failure that concerns all jobs and ends by itself keeps the first pause."""
     postponed.fail(1, error, "e")
     seconds.now += 1000
 
@@ -94,7 +94,7 @@ def test_failure_is_logged_when_new_changed_or_an_hour_old(postponed, seconds, t
 
 
 def test_success_ends_it(postponed, told):
-    """What has worked once is new trouble when it fails again."""
+    """After a success, the next failure is logged as a new one."""
     postponed.fail(7, StoreError("no"), "e")
     postponed.succeed(7)
     assert postponed.is_due(7)

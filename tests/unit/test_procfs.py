@@ -128,7 +128,7 @@ def test_nothing_is_left_only_after_two_looks_that_found_nothing(monkeypatch):
 
 
 def test_no_descriptor_is_an_error(monkeypatch):
-    """Without a descriptor nothing can be said, which is not the same as nothing found."""
+    """Without a free descriptor it raises, instead of returning that nothing was found."""
 
     def refuse(*_args, **_options):
         raise OSError(24, "Too many open files")

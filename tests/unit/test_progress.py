@@ -46,7 +46,7 @@ GRAMMAR = re.compile(rb"(%b)(?:/(%b))?(?: (.*))?" % (NUMBER, NUMBER), re.DOTALL)
 
 @each("line", REPORTS)
 def test_a_report(line):
-    """Done, total and message are what the line says; so they are of the report kept of it."""
+    """Done, total and message come from the line, and from the stored report."""
     assert progress.parse(line) == REPORTS[line]
     assert progress.parse(progress.normalize(line)) == REPORTS[line]
 
@@ -66,7 +66,7 @@ def test_no_report(line):
     )
 )
 def test_the_grammar(line):
-    """Any bytes are a report just when the form says so, and nothing raises."""
+    """Bytes are a report if and only if they match the form, and nothing raises."""
     words = GRAMMAR.fullmatch(line.strip())
     valid = words is not None and all(len(word or b"") <= 32 for word in words.groups()[:2])
     found = progress.parse(line)
@@ -173,7 +173,7 @@ def test_written_at_once_after_quiet_then_not_too_often(bench):
 
 
 def test_the_last_word_is_written_at_the_end(bench):
-    """What the pipe still holds at the end is read, also without a newline, and written."""
+    """The rest in the pipe is read and written, also without a newline."""
     one = bench()
     one.write(b"1/3\n")
     one.meter.advance(0.0)

@@ -34,7 +34,7 @@ def ending(job):
 
 
 def test_start_that_never_happened(jobs, scripted):
-    """A directory without a run record, its lock free: the job never started, and says so."""
+    """A directory without a run record and with a free lock: the job never started."""
     run = scripted(held=False)
     job = jobs.get_job(run.id)
     log = log_of(jobs, run.id)
@@ -46,7 +46,7 @@ def test_start_that_never_happened(jobs, scripted):
 
 
 def test_start_of_another_boot_may_have_happened(jobs, scripted):
-    """What was claimed under another boot is lost: power may have undone its run record."""
+    """A job claimed under another boot is lost: its run record may be gone."""
     run = scripted(held=False, boot_id=OTHER_BOOT)
 
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
@@ -79,7 +79,7 @@ def test_run_without_a_verdict_is_lost(jobs, scripted):
 
 
 def test_missing_directory_is_lost(jobs, scripted):
-    """A job whose directory somebody removed is lost, not forgotten, and leaves no directory."""
+    """A job whose directory was removed ends as lost, and leaves no directory."""
     run = scripted(created=False)
     job = jobs.get_job(run.id)
 
@@ -161,7 +161,7 @@ def test_job_without_a_process_is_never_judged(jobs, clock):
 
 
 def test_a_torn_run_record_is_a_start(jobs, scripted):
-    """A run record that is torn still says that the command may have started."""
+    """A torn run record still means that the command may have started."""
     run = scripted()
     with open(f"{run.path}/run", "wb"):
         pass
@@ -244,7 +244,7 @@ def leave_exit(run, exit_file):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_unrenamed_exit_record_is_ignored(jobs, scripted, asked):
-    """A temporary file that was never renamed says nothing."""
+    """A temporary file that was never renamed is ignored."""
     run = scripted()
     run.started()
     run.exit(0)
@@ -296,7 +296,7 @@ def _command_line(pid):
 
 
 def test_job_does_not_judge_itself(jobs, scripted, database):
-    """A process that runs inside the job reads it as it stands, and kills nobody."""
+    """A process inside the job reads it without settling it or killing anybody."""
     run = scripted()
     run.started()
     run.die()
@@ -323,7 +323,7 @@ def test_unexaminable_processes_are_named_in_the_log(jobs, scripted, monkeypatch
 
 
 def test_log_says_that_processes_are_in_another_namespace(jobs, scripted):
-    """Where the run's processes cannot be seen, the log says so, and the job is resolved."""
+    """If the run's processes cannot be seen, the log says so, and the job is settled."""
     run = scripted()
     run.started(pid_namespace=1)
     run.die()
@@ -335,7 +335,7 @@ def test_log_says_that_processes_are_in_another_namespace(jobs, scripted):
 
 
 def test_looking_from_another_namespace_gives_no_verdict(jobs, scripted):
-    """What is left of the job may be running there, where a manager may end it first."""
+    """Its processes may still run there, and a manager there may end it first."""
     run = scripted()
     run.started(pid_namespace=1)
     run.die()
@@ -344,7 +344,7 @@ def test_looking_from_another_namespace_gives_no_verdict(jobs, scripted):
 
 
 def test_leftovers_in_an_inner_namespace_are_killed(jobs, scripted):
-    """This namespace sees the processes of those inside of it; the cookie tells whose they are."""
+    """Their processes can be seen from outside, and have the job's cookie."""
     run = scripted()
     run.started(pid_namespace=1)
     left = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: run.cookie})
@@ -364,7 +364,7 @@ def test_leftovers_in_an_inner_namespace_are_killed(jobs, scripted):
 
 
 def test_recover_settles_what_has_ended(jobs, scripted):
-    """One call brings in every job, settles what ended, resolves what died, and returns these."""
+    """One call imports every job, settles ended and dead ones, and returns these."""
     alive, ended, dead = scripted(), scripted(), scripted()
     for run in (alive, ended, dead):
         run.started()
@@ -450,7 +450,7 @@ def test_deletion_finished_by_another_manager_succeeds(jobs, scripted, database,
 
 
 def test_opening_is_not_judging(database, clock):
-    """A list shows jobs as stored; reading one job says what is true of it."""
+    """A list shows jobs as stored; reading one job settles it."""
     with JobManager(database, slots=0, clock=clock) as jobs:
         run = Scripted(jobs, database)
         run.started()
@@ -493,7 +493,7 @@ def test_stale_directories_go(jobs, scripted, database):
 
 
 def test_store_id_that_was_never_used_goes(jobs, database):
-    """What a host left that was killed while it made the store's id is swept up."""
+    """A store's id that a killed host left is swept up."""
     root = database + ".jobs"
     for name in ("store." + "0" * 32, "store.old"):
         with open(os.path.join(root, name), "xb"):
@@ -626,7 +626,7 @@ def test_stop_request_during_settling_counts(jobs, scripted, database):
 
 
 def test_eight_resolvers_give_one_verdict(jobs, scripted, database):
-    """Eight processes that find a dead job at once agree, and one line says what happened."""
+    """Eight processes settle a dead job at once: one result, and one line about it."""
     run = scripted()
     run.started()
     run.write(b"line\n")
@@ -732,7 +732,7 @@ def test_lock_taken_after_the_check_prevents_resolving(jobs, scripted, monkeypat
 
 
 def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, caplog):
-    """Between the look and the signal the directory may go: nobody is signalled, or said to be."""
+    """If the directory goes before the signal, no process is signalled or logged."""
     run = scripted()
     run.started()
     jobs.stop_job(run.id, grace=0)
@@ -769,7 +769,7 @@ def test_files_of_a_newer_jobcore_are_not_news(jobs, scripted, monkeypatch):
 
 
 def test_final_job_is_not_reconciled(jobs, scripted, monkeypatch):
-    """Nobody looks for anything to bring in of it."""
+    """Its files are not read again."""
     run = scripted()
     run.exit(5 << 8)
     run.die()
@@ -809,7 +809,7 @@ def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
 
 
 def test_sweep_does_not_wait_for_left_over_processes(jobs, scripted, monkeypatch):
-    """What was sent SIGKILL and is not gone yet is looked for again by the next sweep."""
+    """The next sweep looks again for processes that were sent SIGKILL."""
     answers = [(4242,), (4242,), ()]
     asked = []
 

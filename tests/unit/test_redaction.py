@@ -152,7 +152,7 @@ def test_a_backslash_at_the_end_of_a_value_may_stay(form):
     secret=SECRETS,
 )
 def test_a_value_is_masked_within_base64(form, encode, before, secret):
-    """Wherever it begins in what is encoded; what it shares with its neighbours stays."""
+    """Wherever it begins in the encoded text; characters that it shares with others stay."""
     values = Values([secret.encode()])
     written = FORMS[form](encode(b"u:/"[:before] * (before > 0) + secret.encode() + b"@h").decode())
     masked = whole(values, b"Authorization: Basic " + written.encode() + b"\n")
@@ -192,7 +192,7 @@ def test_a_short_value_is_not_found_in_base64():
     ],
 )
 def test_text_without_values_is_unchanged(text):
-    """However many escapes there are, only what a value is found in changes."""
+    """However many escapes there are, only a text with a value changes."""
     values = Values([b"secret-values", b"n\xc3\xa4chstes"])
 
     assert whole(values, text) == text

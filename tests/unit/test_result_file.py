@@ -57,7 +57,7 @@ def test_result_file_is_private(place, umask):
 
 
 def test_torn_result_file_is_ignored(place):
-    """Cut anywhere, longer than it says, or with any byte changed, it is not there."""
+    """A file that is cut, too long, or has a changed byte counts as missing."""
     write(place, "json", b'{"a": 1}')
     whole = (place / "result").read_bytes()
     torn = [whole[:size] for size in range(len(whole))] + [whole + b"x"]
@@ -83,7 +83,7 @@ def test_torn_result_file_is_ignored(place):
 
 
 def test_one_of_a_newer_version_is_left_alone(place):
-    """What a newer jobcore wrote is for a newer jobcore to read."""
+    """A file of a newer jobcore raises NewerProtocol."""
     write(place)
     whole = bytearray((place / "result").read_bytes())
     whole[4] += 1
@@ -138,7 +138,7 @@ def test_a_directory_in_the_place_of_the_jobs_own_gets_nothing(place, tmp_path):
 
 
 def test_temporary_error_is_not_a_missing_result(place):
-    """Without a descriptor to be had it fails, rather than say that there is nothing."""
+    """Without a free descriptor it raises, instead of returning that there is no result."""
     write(place)
     directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -108,7 +108,7 @@ def test_expression_is_understood(expression, expected):
     ],
 )  # fmt: skip
 def test_no_expression_is_refused(expression):
-    """What is no cron expression is refused when it is given, with itself in the message."""
+    """An invalid cron expression raises at once, and is in the message."""
     with pytest.raises(ScheduleError, match="is not a cron expression") as refused:
         Schedule(expression)
 

@@ -151,7 +151,7 @@ def test_final_fact_never_changes(foreign, status, column):
 
 
 def test_facts_are_all_that_was_true_at_the_end():
-    """Only what is not a fact of the run may change on a final job; new columns must choose."""
+    """A final job's facts cannot change; each new column must be listed as one or not."""
     may_change = {
         # the caller's own words, and what it was to run
         "name", "data", "command", "not_before",
@@ -403,7 +403,7 @@ def test_only_a_cancelled_job_never_started(foreign):
 @pytest.mark.parametrize("guard", ["index", "trigger"])
 @pytest.mark.parametrize("status", ["QUEUED", "RUNNING"])
 def test_pipeline_has_one_active_job(foreign, status, guard):
-    """A pipeline takes no second job until its first one is final; each of two guards says so."""
+    """A pipeline gets no second job until its first is final; each of two rules ensures it."""
     if guard == "index":
         foreign.execute("DROP TRIGGER job_is_not_replaced")
     else:

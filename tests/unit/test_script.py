@@ -15,7 +15,7 @@ from tests.cases import each
 
 
 def test_the_shortest_script_exits_with_0_at_once():
-    """It says nothing and takes no time."""
+    """It writes nothing and takes no time."""
     script = Script()
 
     assert list(script.parts()) == []
@@ -46,7 +46,7 @@ def test_numbers_are_pauses():
 
 
 def test_a_line_may_go_to_either_stream():
-    """What is said without a stream is stdout's."""
+    """A line without a stream goes to stdout."""
     script = Script(["a", ("stderr", "b"), ("stdout", b"c")])
 
     assert list(script.parts()) == [("stdout", b"a\n"), ("stderr", b"b\n"), ("stdout", b"c\n")]
