@@ -143,16 +143,17 @@ def campaigns():
     files = [
         path for path in (ROOT / "tests").rglob("test_*.py") if "@in_rounds(" in path.read_text()
     ]
-    listing = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    collected = subprocess.run(
-        [*listing, "-m", "faults", *files],
+    words = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "faults"]
+    process = forked(
+        lambda: sys.exit(pytest.main([*words, *map(str, files)])),
+        {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    found = re.findall(r"::(\w+)\[(.*)\]$", collected.stdout, re.MULTILINE)
+    collected, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, collected
+    found = re.findall(r"::(\w+)\[(.*)\]$", collected, re.MULTILINE)
     return [campaign(function, case) for function, case in found if "full" in case.split("-")]
 
 
