@@ -1304,6 +1304,7 @@ class JobManager:
         keep: int | None = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
+        type: str | Collection[str] | None = None,
         dry_run: Literal[False] = False,
         **filters: Unpack[FurtherFilters],
     ) -> int: ...
@@ -1317,6 +1318,7 @@ class JobManager:
         keep: int | None = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
+        type: str | Collection[str] | None = None,
         dry_run: Literal[True],
         **filters: Unpack[FurtherFilters],
     ) -> list[Job]: ...
@@ -1329,6 +1331,7 @@ class JobManager:
         keep: int | None = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
         dry_run: bool = False,
         **filters: Unpack[FurtherFilters],
     ) -> int | list[Job]:
@@ -1350,8 +1353,9 @@ class JobManager:
                 ago they ended.
             workspace_id: Only jobs of this workspace.
             pipeline_id: Only jobs of this pipeline.
+            type: Only jobs of this type, or of one of several.
             dry_run: Change nothing.
-            filters: The other filters of `list_jobs`, such as `type` or `name`.
+            filters: The other filters of `list_jobs`, such as `name`.
 
         Returns:
             How many jobs this call removed. In a dry run, the jobs that it would remove, oldest
@@ -1367,8 +1371,8 @@ class JobManager:
 
         age = checks.seconds(older_than, "older_than", checks.OLDEST)
         statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
-        owner = {"workspace_id": workspace_id, "pipeline_id": pipeline_id}
-        wanted = self._wanted({**filters, **owner, "status": statuses})
+        plain = {"workspace_id": workspace_id, "pipeline_id": pipeline_id, "type": type}
+        wanted = self._wanted({**filters, **plain, "status": statuses})
         pruner = Pruner(self._database, self._remover, self._clock)
         expired = pruner.choose(age, wanted, newest)
         if dry_run:

@@ -326,6 +326,7 @@ def examining(jobs: JobManager) -> list[str]:
 def pruning(jobs: JobManager) -> list[Job]:
     """Let old jobs go, and see first which ones."""
     count: int = jobs.prune(30 * 86_400, status=Status.ERROR, keep=10, workspace_id="text")
+    count += jobs.prune(0, name="load-*", type=["A"], exit_code=3, reason=[Reason.LOST])
     return jobs.prune(count, status=FINAL, pipeline_id=UUID(int=0), dry_run=True)
 
 
@@ -423,6 +424,8 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
         print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
         yield event.id
     of_one: Events = jobs.events(3, scan_limit=1000, type="A", workspace_id=UUID(int=0))
+    some: Events = jobs.events(name="load-*", key="k", group="g", reason=Reason.LOST, exit_code=[3])
+    yield from (event.id for event in some)
     yield from (event.id for event in of_one)
     yield from (event.id for event in jobs.events(after=of_one.after, pipeline_id="text"))
     end()
