@@ -379,6 +379,14 @@ MUTANTS = (
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
+        "a call between two transactions is made in one",
+        "storage/writer.py",
+        "                self._worker.give_back(call)  # it is made between two transactions\n"
+        "                break\n",
+        "                self._sorted([call])\n                continue\n",
+        (WRITER,),
+    ),
+    Mutant(
         "an interrupted call keeps its transaction",
         "storage/writer.py",
         "        return self._worker.hand_over(call)\n",
