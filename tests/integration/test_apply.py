@@ -50,7 +50,7 @@ def test_missing_pipelines_are_created_and_the_second_time_changes_nothing(jobs,
 
 
 def test_pipeline_gets_exactly_the_fields_of_the_description(jobs):
-    """What differs is changed, what is not described gets its default; ids and runs stay."""
+    """Different fields are changed, missing ones get their default; ids and runs stay."""
     (load, _) = jobs.apply(BOTH)
     run = jobs.create_job(pipeline_id=load.pipeline_id)
     jobs.update_pipeline(load.pipeline_id, timeout=7, group="gpu", properties={"a": 1})
@@ -76,7 +76,7 @@ def test_pipeline_gets_exactly_the_fields_of_the_description(jobs):
 
 
 def test_no_change_shows_a_value_of_the_environment(jobs):
-    """Neither a created one, nor a changed one, nor what only an API can set."""
+    """This holds for created and changed pipelines, and for fields that only the API sets."""
     changes = jobs.apply(BOTH)
     jobs.update_pipeline(
         changes[0].pipeline_id,

@@ -96,7 +96,7 @@ def test_wrong_log_line_is_named(job, log, said):
 
 
 def test_only_the_end_of_a_long_log_is_shown(jobs):
-    """The last 20 lines, with their numbers; a job without lines says so."""
+    """The last 20 lines, with their numbers; for a job without lines, a text says so."""
     job = jobs.create_job("TASK")
     jobs.start_job(job.id)
     assert failure(job, status="QUEUED")[-1] == "Its log is empty."
@@ -108,7 +108,7 @@ def test_only_the_end_of_a_long_log_is_shown(jobs):
 
 
 def test_system_lines_are_not_the_jobs(database):
-    """A list of lines is what the job wrote; a text is found in jobcore's own words as well."""
+    """A list of lines means the job's; a text is also found in jobcore's lines."""
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["/no/such/program"]).id, timeout=60)
 
@@ -128,7 +128,7 @@ def test_the_manager_is_found_or_named(jobs, job, tmp_path):
 
 @pytest.mark.parametrize("log", [["a", "c"], ["a"], ["a", "b", "c"]])
 def test_failure_counts_the_system_lines_left_out(running_jobs, log):
-    """jobcore's own lines are in the log, and in no list: it says how many."""
+    """The failure gives the number of jobcore's lines, which no list has."""
     made = running_jobs.submit(["sh", "-c", "printf 'a\\nb\\n'; exec sleep 300"])
     lines = running_jobs.follow(made.id, timeout=60)
     assert [next(lines).text, next(lines).text] == ["a", "b"]

@@ -36,7 +36,7 @@ def rows(database):
 
 
 def test_batch_is_like_any_other_jobs(jobs, database):
-    """Its jobs have numbers in their order, their history and all that was said of them."""
+    """Its jobs have ordered numbers, their history and all their arguments."""
     before = jobs.submit(["before"])
     made = many(jobs, name="n", data={"a": [1]}, timeout=5, env_from="submitter")
     behind = jobs.submit(["behind"])
@@ -138,7 +138,7 @@ def test_others_write_between_the_steps(jobs, database, monkeypatch):
 
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_batch_of_a_dead_process_is_swept(jobs, database, at):
-    """A process that dies at any step leaves rows that nobody sees; the next sweep removes them."""
+    """Rows of a process that died at any step are hidden, and the next sweep removes them."""
     kept = jobs.submit(["kept"])
 
     def die_at(count):

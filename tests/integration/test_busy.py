@@ -25,7 +25,7 @@ def jobs(database):
 
 
 def test_writes_raise_database_busy_at_once(jobs):
-    """What writes raises DatabaseBusy and does nothing; what reads works."""
+    """Writes raise DatabaseBusy and have no effect; reads work."""
     job = jobs.create_job("TASK")
     with busy(jobs):
         for write in (
@@ -98,7 +98,7 @@ def test_error_in_the_block_releases_the_lock(database):
 
 
 def test_unlockable_file_raises(jobs, database, tmp_path):
-    """A lock that somebody holds is DatabaseBusy; a file that is not there is not made."""
+    """A held lock is DatabaseBusy; a missing file is not made."""
     with busy(jobs), pytest.raises(DatabaseBusy), busy(database, timeout=0.01):
         pass
     with pytest.raises(FileNotFoundError), busy(tmp_path / "none.db"):

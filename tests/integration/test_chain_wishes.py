@@ -239,7 +239,7 @@ def test_hook_of_every_end(jobs):
 
 
 def test_hook_only_after_the_last_attempt(jobs):
-    """A retry is not yet a failure to tell of."""
+    """The hook does not run after a failure that is retried."""
     job = jobs.submit(["false"], name="nightly", retries=Retries(1, delay=0), **HOOKS)
     (last,) = jobs.wait_all([job.id])
 
@@ -290,7 +290,7 @@ def test_variables_of_a_run_of_a_pipeline(jobs):
 
 
 def test_variables_of_a_hook(jobs):
-    """With those of the job that it tells of."""
+    """It has the variables of the job that it reports."""
     job = jobs.submit(["true"], name="nightly", on_complete=Command(["env"]))
     jobs.drain(PATIENCE)
     (hook,) = (one for one in jobs.list_jobs() if one.hook_of == job.id)

@@ -75,7 +75,7 @@ def delete(jobs, pipeline):
     "ending", [lambda jobs, pipeline: run(jobs, pipeline, 1), cancel, stop, delete]
 )
 def test_only_complete_triggers(jobs, ending):
-    """Neither ERROR nor STOPPED, nor a deletion, sets off what waits for a success."""
+    """ERROR, STOPPED and a deletion do not start a triggered pipeline."""
     source = jobs.create_pipeline("a", ["true"])
     triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     ending(jobs, source)
@@ -242,7 +242,7 @@ def finding(jobs):
 
 
 def test_deleted_source_is_reported(jobs, caplog):
-    """The link goes, a log event tells it, and doctor names the pipeline until it is changed."""
+    """The link is removed and logged, and doctor names the pipeline until it is changed."""
     source = jobs.create_pipeline("load", ["true"])
     other = jobs.create_pipeline("other", ["true"])
     triggered = jobs.create_pipeline("report", ["true"], triggered_by=["load", "other"])

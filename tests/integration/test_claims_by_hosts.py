@@ -39,7 +39,7 @@ def test_jobs_that_may_not_start_are_passed_over(jobs):
     [("priority", "x"), ("expires", "z"), ("retries", "{"), ("run_if", "never")],
 )
 def test_job_that_cannot_be_returned_is_not_claimed(jobs, database, column, garbage):
-    """It stays QUEUED: RUNNING, it would be nobody's."""
+    """It stays QUEUED, because no process would own it as RUNNING."""
     bad, good = (jobs.create_job("ELT") for _ in range(2))
     damage(database, "job", bad.id, **{column: garbage})
 
@@ -109,7 +109,7 @@ def test_job_that_a_dead_worker_claimed_is_lost(jobs, database):
 
 
 def test_claimed_job_is_worked_on_in_a_block(jobs):
-    """`task` goes on with what `claim_job` has returned."""
+    """`task` continues the job that `claim_job` has returned."""
     jobs.create_job("ELT")
     claimed = jobs.claim_job("ELT")
     with jobs.task(job_id=claimed.id) as task:

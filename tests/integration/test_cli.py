@@ -237,7 +237,7 @@ def test_run_takes_directory_environment_name_and_shell(cli):
     ("options", "shown"), [((), "1"), (("--buffered",), ""), (("--env", "PYTHONUNBUFFERED="), "")]
 )
 def test_run_leaves_python_its_buffers_on_request(cli, options, shown):
-    """`--buffered` takes the variable from what it inherits, too; so does an empty value."""
+    """`--buffered` also ignores the inherited variable; an empty value does the same."""
     cli.env["PYTHONUNBUFFERED"] = "x"
     out, _ = cli("run", *options, "--", "sh", "-c", 'echo "$PYTHONUNBUFFERED"')
 
@@ -274,7 +274,7 @@ def test_run_gives_its_own_environment_umask_and_directory_beside_a_worker(cli, 
 
 
 def test_run_keeps_the_streams_apart_on_request(cli):
-    """With `--separate-streams`, what the command writes to stderr goes to stderr."""
+    """With `--separate-streams`, the command's stderr goes to stderr."""
     out, err = cli("run", "--separate-streams", "sh", "-c", "echo out; echo err >&2")
 
     assert (out, err) == ("out\n", "err\n")
@@ -474,7 +474,7 @@ def test_a_hangup_leaves_the_job_running(cli):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_job(cli):
-    """`run | head` exits 141, and says of the job what is true: it goes on, or has ended."""
+    """`run | head` exits 141, and says whether the job goes on or has ended."""
     process = cli.start("run", "--", "sh", "-c", HELD)
     assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
@@ -488,7 +488,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
 
 
 def test_run_survives_removal_of_the_database(cli):
-    """As `git clean -fdx` does in a build: `run` ends with what is true, and the build goes on."""
+    """After `git clean -fdx` in a build, `run` ends with an error, and the build goes on."""
     survived = cli.folder / "survived"
     removes = (
         f'rm -rf {cli.database}*; echo building; read line < "$GATE"; echo more; touch {survived}'
@@ -518,7 +518,7 @@ def test_detach_prints_the_id_once_the_job_runs(cli):
 
 
 def test_detach_prints_the_id_of_a_job_that_could_not_start(cli):
-    """A failed start is the job's matter, not `run`'s: the id is what leads to it."""
+    """A failed start belongs to the job, so `run` prints its id."""
     out, _ = cli("run", "--detach", "--", "no-such-program")
 
     assert out == f"{cli.only_job().id}\n"
@@ -529,7 +529,7 @@ def test_detach_prints_the_id_of_a_job_that_could_not_start(cli):
 
 
 def test_work_drains_the_queue(cli, queue):
-    """`work --drain` runs what is queued, in order, and exits."""
+    """`work --drain` runs all queued jobs in order, and exits."""
     queued = [queue.submit(["echo", str(n)]) for n in range(3)]
     out, err = cli("work", "--slots", "1", "--drain")
     ended = [queue.get_job(job.id) for job in queued]
@@ -609,7 +609,7 @@ def test_fields_in_a_pipe_never_break(cli, queue):
 
 
 def test_progress_is_shown(cli, queue):
-    """`list` shows on a terminal how much is done, and `show` all that was said."""
+    """`list` shows the progress on a terminal, and `show` the whole report."""
     job = queue.create_job("TASK", name="import")
     queue.start_job(job.id)
     queue.report_progress(job.id, 3, 10, "loading\x1b[2J")
@@ -872,7 +872,7 @@ def test_watch_shows_what_fits_and_running_jobs_first(queue, watched):
 
 
 def test_watch_needs_a_terminal(cli, queue):
-    """In a pipe it says what there is instead."""
+    """In a pipe, it is refused with the reason."""
     del queue
     _, err = cli("watch", code=2)
 
@@ -880,7 +880,7 @@ def test_watch_needs_a_terminal(cli, queue):
 
 
 def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):
-    """Tables have titles; what a job writes cannot colour, move or rename the terminal."""
+    """Tables have titles; texts of jobs cannot colour, move or rename the terminal."""
     shown = cli.on_terminal("run", "--", "printf", r"a\033[2J\033]0;title\007\tb\rc\n")
 
     assert shown == "c\tb\r\n"
@@ -953,7 +953,7 @@ def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
 def test_error_of_a_wrong_value_names_option_and_choices(cli, words, allowed):
-    """It is one line, shows the value as it was given, and names the help."""
+    """It is one line, with the value as given and a hint to the help."""
     place = next(
         n for n, word in enumerate(words) if word.startswith("--") and word != "--older-than"
     )
@@ -982,7 +982,7 @@ def test_a_wrong_option_is_explained(cli, words):
 
 
 def test_missing_stdin_file_is_reported_in_the_log(cli):
-    """The log says that it is missing, and not which it is: a path may be a secret."""
+    """The log says that it is missing, without its path, which may be a secret."""
     cli("run", "--stdin", "no such", "--", "cat", code=126)
     log, _ = cli("logs", str(cli.only_job().id))
 
@@ -1077,7 +1077,7 @@ def test_running_makes_an_empty_file_a_database(cli):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_one_line(cli):
-    """Where no database can be made, `run` says so."""
+    """If no database can be made, `run` prints one line."""
     closed = cli.folder / "closed"
     closed.mkdir(0o500)
     _, err = cli("--db", str(closed / "jobs.db"), "run", "true", code=1)
@@ -1103,7 +1103,7 @@ def test_closed_stdout_does_not_disturb_run(cli):
 
 
 def test_without_the_extra_there_is_one_clear_line():
-    """Where typer or rich is missing, the command line says what to install, and exits with 2."""
+    """Without typer or rich, it says what to install, and exits with 2."""
     for missing in ("typer", "rich"):
         done = end_of_python(
             f"import sys; sys.modules['{missing}'] = None; from jobcore.cli import main; main()"
@@ -1129,7 +1129,7 @@ def read_until(stream, text):
 
 
 def test_run_shows_a_prompt_in_a_pipe_and_each_byte_once(cli):
-    """What has no newline is there before it has one, and is not repeated."""
+    """Text without a newline is printed at once, and not repeated."""
     process = cli.fork("run", "--", "sh", "-c", ASKS)
     seen = read_until(process.stdout.fileno(), b"sure? ")
     open_gate(cli.gate)

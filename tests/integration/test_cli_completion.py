@@ -95,7 +95,7 @@ def test_shell_is_offered_what_fits(made, database, capsys, monkeypatch, words, 
     ids=str,
 )
 def test_shell_is_offered_names(jobs, database, capsys, monkeypatch, words, expected):
-    """Pipelines, workspaces, groups and keys, as far as a shell takes them as they are."""
+    """Pipelines, workspaces, groups and keys that need no quotes in a shell."""
     monkeypatch.setenv("JOBCORE_DB", database)
     jobs.create_workspace("team")
     for name, group in (("load", None), ("fetch", "db"), ("two words", None)):
@@ -148,7 +148,7 @@ def test_every_word_that_an_option_takes_is_offered():
 
 
 def test_completion_of_jobs_loads_neither_framework_nor_manager(made, database):
-    """It takes a tenth of what `list` takes, and leaves no file beside the database."""
+    """It takes a tenth of the time of `list`, and leaves no file beside the database."""
     del made
     before = sorted(os.listdir(os.path.dirname(database)))
     loaded = run_python(

@@ -126,7 +126,7 @@ ENDED = {
 
 
 def test_every_filter_of_the_command_line(jobs, database):
-    """Each finds the jobs that it says; all of the commands use the same code for it."""
+    """Each finds the right jobs; all commands share its code."""
     place = jobs.create_workspace("other").id
     pipeline = jobs.create_pipeline("p", ["true"]).id
     made = {
@@ -260,7 +260,7 @@ def test_wait_for_several_exits_with_0_only_if_all_are_complete(cli, jobs):
 
 
 def test_failed_jobs_are_retried_once(cli, jobs):
-    """ERROR and time-outs; not what someone stopped, nor what was retried already."""
+    """ERROR and time-outs, but neither stopped jobs nor those that were retried."""
     task(jobs, 0), task(jobs, 3, name="a"), task(jobs, 4, name="b")
     jobs.cancel_job(task(jobs).id)
     first, _ = cli("retry", "--failed")
@@ -316,7 +316,7 @@ def test_set_refuses_what_has_ended(cli, jobs):
 
 
 def test_delete_by_filter_takes_only_what_has_ended(cli, jobs):
-    """What is queued or running stays, whatever the filter."""
+    """Queued and running jobs stay, whatever the filter."""
     task(jobs, 0), task(jobs, 1), task(jobs)
     jobs.start_job(task(jobs).id, owner=None)
     cli("delete", "--failed")
@@ -405,7 +405,7 @@ def test_lines_have_their_times(database, logged, jobs):
 
 
 def test_two_jobs_are_followed_at_once(database, running_jobs, gate):
-    """Each line comes as it is written, after the number of its job."""
+    """Each line is printed when it is written, after the number of its job."""
     held = running_jobs.submit(["sh", "-c", f"echo begun; read x <'{gate}'; echo done"])
     until(lambda: running_jobs.get_job(held.id).line_count, "the first line")
     other = running_jobs.submit(["sh", "-c", "echo quick; printf end"])

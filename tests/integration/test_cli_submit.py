@@ -283,7 +283,7 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
 def test_wrong_use_is_one_line_and_makes_no_job(cli, database, words, said):
-    """It exits with 2, and the error says what to write."""
+    """It exits with 2, and the error gives the right form."""
     (cli.folder / "x").write_text("a\n")
     out, err = cli(*words, code=2)
 
@@ -347,7 +347,7 @@ def test_run_each_exits_0_when_all_are_complete(cli):
 
 
 def test_run_each_shows_a_bar_on_a_terminal(database, tmp_path):
-    """With the count; outputs come above it, without what could change the terminal."""
+    """It has the count; outputs are printed above it, without control characters."""
     (tmp_path / "lines").write_text("one\ntwo\n")
     words = ["run", "--each", str(tmp_path / "lines"), "--", "printf", r"\033[31m<%s>\007\n"]
     (shown,) = on_a_terminal(database, [words])

@@ -81,7 +81,7 @@ def test_number_names_its_job(jobs, database):
 
 
 def test_find_jobs_walks_the_ids_in_order(jobs):
-    """The library finds by the first digits, as stored; what is being deleted is not there."""
+    """It finds jobs by their first digits, except those that are being deleted."""
     made = sorted(job.id.hex for job in jobs.submit_many([["true"]] * 300))
     digit = made[150][0]
     same = [one for one in made if one.startswith(digit)]
@@ -177,7 +177,7 @@ def test_reader_of_a_list_may_go_away(jobs, database):
     ids=str,
 )
 def test_any_terminal_is_shown_everything(running_jobs, database, settings):
-    """What a terminal cannot show is escaped or replaced; nothing fails, and JSON stays JSON."""
+    """Characters that a terminal cannot show are escaped; JSON stays JSON."""
     job = running_jobs.submit(["printf", f"{ODD}\\n"], name=ODD)
     assert running_jobs.wait(job.id, PATIENCE).exit_code == 0
     words = (
@@ -209,7 +209,7 @@ def test_pipe_gets_utf_8_whatever_the_locale(running_jobs, database, verb):
 
 
 def test_terminal_gets_local_times_and_a_pipe_utc(database):
-    """`list`, `show` and `history` tell the same time of a job, each for whoever reads it."""
+    """`list`, `show` and `history` agree on the times of a job."""
     with JobManager(database, slots=0) as now:
         job = now.create_job("TASK")
     words = [["list"], ["show", str(job.id)], ["history", str(job.id)]]
@@ -273,7 +273,7 @@ def test_database_option_works_after_the_command(tmp_path):
 
 
 def test_version_is_printed(database):
-    """`--version` tells what a report of a bug needs, and makes no database."""
+    """`--version` prints the facts for a bug report, and makes no database."""
     shown, err = in_a_pipe(database, [["--version"]])
 
     assert re.fullmatch(
@@ -304,7 +304,7 @@ def test_help_is_in_our_own_words(database):
 
 
 def test_help_loads_no_database():
-    """What prints help loads neither the manager nor SQLAlchemy."""
+    """Printing help imports neither the manager nor SQLAlchemy."""
     loaded = run_python(
         "import sys\nfrom jobcore.cli import main\nsys.argv = ['jobcore', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"

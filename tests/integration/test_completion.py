@@ -45,7 +45,7 @@ def every(jobs, ids, timeout=PATIENCE):
 
 
 def test_jobs_come_in_the_order_in_which_they_end(jobs):
-    """What has ended comes first; the others when they end, each once, however often named."""
+    """Ended jobs come first, then each other one as it ends, once."""
     first, second, third = (jobs.create_job("TASK") for _ in range(3))
     end(jobs, second)
     ended = jobs.as_completed([str(first.id), second.id, third.id, second.id], PATIENCE)
@@ -87,7 +87,7 @@ def test_commands_of_another_process_are_waited_for(database):
 
 
 def test_command_whose_manager_is_gone_is_waited_for(database, gate):
-    """The waiter imports what the supervisor writes, though nobody else is there."""
+    """The waiter imports the output itself if no manager does."""
     with JobManager(database, slots=1) as jobs:
         script = 'echo ready; read -r _ < "$GATE"; exit 4'
         job = jobs.submit(["sh", "-c", script], env={"GATE": gate})
@@ -167,7 +167,7 @@ def test_wrong_arguments_raise_at_the_call(jobs):
 
 
 def test_time_is_for_the_whole_iteration(jobs):
-    """What has ended by then is returned before the error, which says what has not."""
+    """Jobs that ended in time come before the error, which names the others."""
     ended, running = jobs.create_job("TASK"), task(jobs)
     end(jobs, ended)
     for timeout in (0, 0.05):
@@ -197,7 +197,7 @@ def test_deleted_job_raises_with_its_id(jobs, many, monkeypatch):
 
 
 def test_damaged_job_ends_the_wait_after_the_others(jobs, database):
-    """Its error says what is wrong; the jobs before it have come."""
+    """The jobs before it come first; then its error is raised."""
     ended, damaged = jobs.create_job("TASK"), jobs.create_job("TASK")
     end(jobs, ended)
     damage(database, "job", damaged.id, status="LOST")
@@ -241,7 +241,7 @@ def test_wait_until_started_ends_with_the_queue(jobs):
 
 
 def test_ten_thousand_are_found_by_looks_not_by_jobs(statements, jobs):
-    """A look reads what was committed since the last one, and nothing while nothing was."""
+    """A look reads only what was committed since the last one."""
     made = jobs.submit_many([["true"]] * 10_000)
     several = jobs.as_completed(ids_of(made), PATIENCE)
     jobs.cancel_job(made[0].id)

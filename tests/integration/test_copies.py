@@ -54,7 +54,7 @@ def jobcore(database, *words):
 
 
 def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):
-    """`list`, `show`, `logs` and `history` show the row as stored, and say that it is a copy."""
+    """`list`, `show`, `logs` and `history` show the stored row, and that it is a copy."""
     jobs, job = running
     copy = copy_all(database, tmp_path)
     files = sorted(os.listdir(f"{copy}.jobs/{job.id.hex}"))
@@ -198,7 +198,7 @@ def test_a_job_of_another_directory_ends_lost_in_the_copy_alone(running, databas
 
 
 def test_a_retry_starts_when_what_was_left_is_gone(running, database, tmp_path):
-    """Nobody has to say so."""
+    """It starts without a call when the leftover processes are gone."""
     jobs, job = running
     copy = copy_all(database, tmp_path)
     with JobManager(copy, slots=1) as copied:

@@ -132,7 +132,7 @@ def test_page_continues_after_a_damaged_row(database, jobs):
 
 
 def test_row_that_was_repaired_is_missing_no_more(database, jobs):
-    """What fails is told until it has been read again."""
+    """A failure is reported until the row can be read again."""
     job = jobs.create_job("TASK", data={"a": 1})
     damage(database, "job", job.id, data="{")
     assert jobs.list_jobs() == []
@@ -207,7 +207,7 @@ def test_workspaces_and_skips_that_are_damaged_are_left_out(database, jobs):
 
 
 def test_error_names_id_column_and_remedy(database, jobs):
-    """For a text that is not UTF-8, for JSON that is none, and for what is no number."""
+    """For a text that is not UTF-8, invalid JSON, and a value that is not a number."""
     for column, value in (
         ("type", UNDECODABLE),
         ("data", "{"),
@@ -224,7 +224,7 @@ def test_error_names_id_column_and_remedy(database, jobs):
 
 
 def test_pipeline_that_was_repaired_fails_no_more(database, jobs, clock):
-    """What could not be read, and what could not be written, is forgotten when it works."""
+    """Failures to read and write it are forgotten when it works."""
     postponed = Postponement(seconds_of(clock))
     scheduler = Scheduler(parts(jobs).database, clock, postponed)
     made = [jobs.create_pipeline(f"p{n}", ["true"], schedule="@daily") for n in range(30)]
@@ -324,7 +324,7 @@ def test_history_command_reports_damaged_entries(database, jobs):
 def test_change_that_breaks_a_rule_names_job_columns_and_remedy(
     database, jobs, column, value, call
 ):
-    """A row whose columns contradict each other is not changed, and the error says which."""
+    """A row with contradictory columns is not changed, and the error names them."""
     job = jobs.create_job("TASK")
     damage(database, "job", job.id, **{column: value})
 

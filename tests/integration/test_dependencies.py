@@ -71,7 +71,7 @@ MET = {
 
 @pytest.mark.parametrize(("run_if", "ending"), [*product(MET, ENDINGS)])
 def test_job_starts_or_is_cancelled_when_the_other_has_ended(jobs, database, run_if, ending):
-    """`run_if` says which endings let it start; after any other it ends STOPPED, `upstream`."""
+    """It starts after the endings of `run_if`; after others, it ends STOPPED, `upstream`."""
     first = jobs.create_job("TASK")
     job = jobs.submit(["true"], after=[first.id], run_if=run_if)
     assert fate(jobs, job) == (Status.QUEUED, "dependencies")
@@ -201,7 +201,7 @@ def test_id_stands_for_the_last_attempt(jobs, clock):
 
 
 def test_last_failure_of_a_chain_decides(jobs):
-    """Without further retries the last attempt has failed for good."""
+    """The last attempt has failed for good."""
     first = jobs.submit(["true"], retries=1)
     job = jobs.submit(["true"], after=[first.id])
     for _ in range(2):
@@ -396,7 +396,7 @@ def test_very_many_dependents_are_decided_in_steps(jobs, database, code):
 
 
 def test_another_manager_decides_the_rest(jobs, database):
-    """A manager with slots finds what is left, though nobody looks at those jobs."""
+    """A manager with slots decides about jobs that nobody reads."""
     first = jobs.create_job("TASK")
     jobs.submit_many([["true"]] * 1200, after=[first.id])
     end(jobs, first, 1)

@@ -133,7 +133,7 @@ def test_directory_that_was_kept_by_itself_stays_the_old_release(site, monkeypat
 
 
 def test_new_worker_replaces_one_whose_environment_was_deleted(site, gate):
-    """What runs goes on, the new worker adopts it, and what is queued waits for that worker."""
+    """The new worker adopts the running jobs and starts the queued ones."""
     python = shutil.copytree(os.path.dirname(sys.executable), site / "venv" / "bin", symlinks=True)
     shutil.copy(f"{sys.prefix}/pyvenv.cfg", site / "venv")
     libraries = next(path for path in sys.path if path.endswith("site-packages"))

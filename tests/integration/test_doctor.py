@@ -71,7 +71,7 @@ def test_an_examination_changes_nothing(closed, tmp_path):
 
 
 def test_an_examination_of_an_open_database_changes_nothing(jobs, scripted, tmp_path):
-    """What is committed and not yet in the file itself is seen, and left where it is."""
+    """It sees commits that are only in the write-ahead log, and leaves them there."""
     scripted().die()
     before = snapshot(tmp_path)
     version = parts(jobs).database.version()
@@ -114,7 +114,7 @@ def test_no_file_is_wrong_and_the_end(database):
 
 
 def test_a_directory_and_a_second_name_are_wrong(closed, tmp_path):
-    """What is no file, or has a hard link, is not a database to be used."""
+    """A directory and a file with a hard link are not usable databases."""
     os.link(closed, tmp_path / "other")
 
     assert "has a second name (a hard link)" in examine(closed)["file"].detail
@@ -125,7 +125,7 @@ def test_a_directory_and_a_second_name_are_wrong(closed, tmp_path):
 
 
 def test_a_file_system_of_several_machines_is_wrong(closed, monkeypatch):
-    """NFS is named, as it is when a manager refuses it."""
+    """NFS is named, as in the error of a manager."""
     monkeypatch.setattr(filesystem, "file_system_of", lambda *_: "nfs4")
 
     assert "nfs4" in examine(closed)["file system"].detail
@@ -152,7 +152,7 @@ def test_files_of_another_user_are_wrong(closed):
 
 
 def test_a_large_write_ahead_log_is_noted(closed, monkeypatch):
-    """It says that checkpoints do not get through."""
+    """The finding says that checkpoints do not succeed."""
     monkeypatch.setattr(doctor, "LARGE_LOG", 1000)
     with JobManager(closed, slots=0) as jobs:
         jobs.create_job("TASK")
@@ -223,7 +223,7 @@ def test_a_row_without_its_owner_is_found(closed):
     ],
 )
 def test_definitions_that_are_not_ours_are_found(database, change, named):
-    """What keeps the rules in the file itself is missed where somebody has taken it away."""
+    """A finding names rules that another program removed from the file."""
     with JobManager(database, slots=0):
         before = {one.check: one for one in doctor.examine(database)}["definitions"]
     sql(database, change)
@@ -250,7 +250,7 @@ def test_a_constraint_that_is_not_ours_is_found(database, damage):
 
 
 def test_invalid_stored_id_is_reported(scripted, database):
-    """What no jobcore has written does not end the examination."""
+    """An invalid value does not end the examination."""
     scripted()
     sql(database, "DROP TRIGGER job_keeps_its_id")
     sql(database, "UPDATE job SET id = 'strange'")
@@ -261,7 +261,7 @@ def test_invalid_stored_id_is_reported(scripted, database):
 
 
 def test_missing_or_foreign_root_is_reported(closed, tmp_path):
-    """No root is what a backup has; another database's is a mistake."""
+    """A missing root means a backup; another database's root is a mistake."""
     shutil.move(closed + ".jobs", tmp_path / "away")
 
     assert examine(closed).keys() == {"store"}
@@ -351,7 +351,7 @@ def test_a_running_job_is_judged_by_its_lock(scripted, database):
 
 
 def test_a_job_of_a_newer_protocol_is_left_to_it(scripted, database, monkeypatch):
-    """What this version cannot read it does not judge."""
+    """Files that this version cannot read are not judged."""
     one = scripted()
     with monkeypatch.context() as newer:
         newer.setattr("jobcore.supervisor.job_directory.PROTOCOL_VERSION", 99)
@@ -398,7 +398,7 @@ def test_many_are_counted_and_few_named(closed):
 
 
 def test_a_writer_that_comes_meanwhile_is_seen(closed, monkeypatch):
-    """What was read as if nobody had the file open is read again once somebody has."""
+    """If a writer opens the file during the read, it is read again."""
     opened = []
     put = doctor._Examination._put
 

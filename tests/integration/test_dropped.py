@@ -87,7 +87,7 @@ def test_dropped_manager_without_threads_leaves_no_descriptor(database):
 
 
 def test_closed_manager_is_dropped_in_silence(database):
-    """What was closed is nothing to be warned of."""
+    """Dropping a closed manager raises no warning."""
     assert dropped(database, lambda jobs: jobs.close(), slots=1) == []
 
 

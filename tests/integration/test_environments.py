@@ -46,7 +46,7 @@ def bytes_of(database):
 
 
 def test_env_from_selects_the_environment(jobs, database, stage):
-    """The worker's, or that of the submitter as it was when the job was submitted."""
+    """It is the worker's, or the submitter's at the time of the submission."""
     stage("submitter")
     made = {
         "submit worker": jobs.submit(SHOWS),
@@ -160,7 +160,7 @@ def test_one_environment_is_stored_once_and_as_long_as_it_is_needed(jobs, databa
 
 @pytest.mark.parametrize("ending", ["started", "cancelled", "deleted", "expired"])
 def test_no_byte_of_a_stored_environment_stays_in_the_file(jobs, database, stage, ending):
-    """What no job needs any more is overwritten, not only forgotten."""
+    """The bytes of an environment that no job needs any more are overwritten."""
     stage(SECRET * 1000)  # of several pages
     job = jobs.submit(["true"], env_from="submitter")
     stage("")

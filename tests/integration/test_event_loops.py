@@ -173,7 +173,7 @@ async def test_a_loop_that_takes_a_time_out_for_a_pause_ends(jobs):
 
 
 async def test_events_come_as_from_the_blocking_form(jobs):
-    """All that happened, filtered and limited, and what comes later, without a gap."""
+    """Past events, filtered and limited, and then later ones, without a gap."""
     done = await make(jobs.create_job, "A")
     await make(jobs.cancel_job, done.id)
     options = {"after": 1, "status": Status.STOPPED, "type": "A"}
@@ -199,7 +199,7 @@ async def test_a_time_out_ends_a_search_for_rare_events(jobs, monkeypatch):
 
 
 async def test_event_reader_sees_each_commit(jobs):
-    """It waits without a thread; what is cancelled has taken nothing."""
+    """It waits without a thread; a cancelled step loses no event."""
     events = jobs.events_async(0, follow=True, limit=40)
     with anyio.move_on_after(0.05):
         await anext(events)
@@ -305,7 +305,7 @@ def held(jobs, scripted, monkeypatch):
 
 
 async def test_event_loop_runs_while_a_step_blocks(jobs, held):
-    """A look that waits for the database holds up the tasks that asked for it, and no others."""
+    """A look that waits for the database delays only the tasks that need it."""
     run, end, go_on = held
     ended = []
 
@@ -497,7 +497,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
 
 
 async def test_two_tasks_cannot_share_an_iterator(jobs, own):
-    """A second task that awaits the next line of the same iterator is told, not given it twice."""
+    """A second task that awaits the same iterator gets an error."""
     lines = jobs.follow_async(own.id)
     raised = []
 
@@ -521,7 +521,7 @@ async def test_two_tasks_cannot_share_an_iterator(jobs, own):
 
 @pytest.mark.parametrize("timeout", [0, 0.02])
 async def test_time_outs_hold(jobs, own, timeout):  # noqa: ASYNC109 - it is what is tested
-    """Who gives a time-out gets it, after the lines that are there, and the job goes on."""
+    """A wait ends at its time-out, after the present lines, and the job goes on."""
     await make(jobs.append_log, own.id, "a")
     lines = jobs.follow_async(own.id, timeout=timeout)
     first = await lines.__anext__()
@@ -536,7 +536,7 @@ async def test_time_outs_hold(jobs, own, timeout):  # noqa: ASYNC109 - it is wha
 
 
 async def test_a_drain_has_its_time_out(database):
-    """`drain_async` says what was still so."""
+    """The error says that jobs are still queued or running."""
     with JobManager(database, slots=1, on_exit="stop") as jobs:
         await make(jobs.submit, SLEEPS)
         with pytest.raises(WaitTimeout, match="still queued or running after 0"):
@@ -545,7 +545,7 @@ async def test_a_drain_has_its_time_out(database):
 
 @pytest.mark.parametrize("nonsense", [float("nan"), "1", -1.5])
 async def test_wrong_arguments_raise_at_the_call(jobs, own, nonsense):
-    """What can be known without looking is raised by the call itself, before any `await`."""
+    """A wrong argument raises at the call, before any `await`."""
     with pytest.raises(ValueError, match="sequence must be"):
         jobs.follow_async(own.id, nonsense)
     if nonsense != -1.5:  # a time that is over
@@ -588,7 +588,7 @@ async def test_unknown_and_deleted_jobs_raise(jobs, own):
 
 @pytest.mark.usefixtures("quick_failures")
 async def test_failing_supervisor_starts_raise_in_waiters(database, tmp_path):
-    """Who awaits a job that may never run hears of it."""
+    """An `await` of a job that may never run raises."""
     with JobManager(database, slots=1, python=str(tmp_path / "no-python")) as jobs:
         job = await make(jobs.submit, EXIT_3)
         with pytest.raises(SpawnError):
@@ -645,7 +645,7 @@ asyncio.run(main())
 
 
 def test_each_framework_works_by_itself(database):
-    """asyncio needs nothing else, and trio is found by who runs, not by what is loaded."""
+    """asyncio needs nothing else; trio is used if it runs, not if it is only imported."""
     said = run_python(PLAIN + RUNNERS, database, flags=["-W", "error"])
 
     assert said.split() == ["hello", "3", "False", "hello", "3", "hello", "3"]

@@ -89,7 +89,7 @@ def test_events_match_the_history(jobs):
 
 
 def test_only_the_final_event_has_the_exit_code(jobs):
-    """An exit code is the end's: events before it do not tell it, though they are read later."""
+    """Earlier events have no exit code, even if they are read after the end."""
     jobs.finish_job(task(jobs).id, 7)
 
     assert [event.exit_code for event in jobs.events()] == [None, None, 7]
@@ -322,7 +322,7 @@ def test_a_followed_feed_has_what_another_process_does(jobs, database):
 
 
 def test_a_time_out_ends_a_followed_feed(jobs):
-    """After the time-out the iterator ends; what was there came before."""
+    """The iterator ends after the time-out and the present events."""
     task(jobs)
 
     assert ids(jobs.events(follow=True, timeout=0.05)) == [1, 2]
@@ -365,7 +365,7 @@ def test_no_table_is_touched_until_something_is_committed(jobs, monkeypatch):
 
 
 def test_a_reader_holds_no_transaction(jobs):
-    """An iterator that nobody goes on with does not keep the write-ahead log from shrinking."""
+    """A suspended iterator does not keep the write-ahead log from shrinking."""
     jobs.submit_many([["true"]] * 2 * PAGE)
     halfway = jobs.events(follow=True)
     next(halfway)
@@ -415,7 +415,7 @@ def test_reader_continues_after_the_newest_events_were_deleted(jobs):
 
 
 def test_a_job_that_is_being_deleted_has_no_events(jobs, database):
-    """From the beginning of a deletion on nobody sees any of the job's events."""
+    """From the start of a deletion on, the job's events are hidden."""
     task(jobs)
     job = task(jobs)
     sql(database, "UPDATE job SET deleted_at = 1 WHERE id = ?", job.id.hex)

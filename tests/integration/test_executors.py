@@ -186,7 +186,7 @@ def is_slow(job):
     ],
 )
 def test_contract_fails_for_an_executor_that_breaks_it(tmp_path, monkeypatch, test, make):
-    """An executor that does not do what jobcore relies on does not pass."""
+    """An executor without a required property fails the test of that property."""
     monkeypatch.setenv("MARK", "")
     monkeypatch.setattr("jobcore.testing.executor_contract.QUICK", 0.005)
     # A stop can be in time even for `true`: here it comes when that has ended.

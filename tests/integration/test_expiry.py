@@ -105,7 +105,7 @@ def test_claim_passes_many_expired_jobs(jobs, clock):
 
 
 def test_looking_at_an_expired_job_cancels_it(jobs, clock):
-    """Without any worker, the job that somebody looks at is cancelled at once."""
+    """Without a worker, reading an expired job cancels it."""
     job = jobs.submit(["true"], expires=5)
     clock.advance(4.9)
     assert jobs.get_job(job.id).status == Status.QUEUED
@@ -138,7 +138,7 @@ def test_time_can_be_changed_by_a_new_submission(jobs, clock):
 
 
 def test_very_many_expire_in_steps(jobs, clock, monkeypatch):
-    """A call does a part and says so; the calls together do all."""
+    """A call handles a part and reports that there is more, until all are done."""
     jobs.submit_many([["true"]] * 250, expires=5)
     clock.advance(5)
     monkeypatch.setattr(expiry, "LOOK", -1.0)

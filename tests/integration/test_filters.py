@@ -134,7 +134,7 @@ def filters(made, place):
 
 @pytest.mark.parametrize("order", job_search.ORDERS)
 def test_every_filter_in_every_order(filled, order):
-    """Listing, pages and counts are what a plain search through all jobs finds."""
+    """Lists, pages and counts agree with a plain search of all jobs."""
     jobs, made, place = filled
     for given, matches in filters(made, place):
         wanted = expected(made, order, matches)
@@ -161,7 +161,7 @@ def test_every_count(filled):
 
 
 def test_events_are_filtered_likewise(filled):
-    """By what an event has; the reason and the exit code are those of the event."""
+    """Filters use the facts of the event, such as its reason and exit code."""
     jobs, _, place = filled
     whole = list(jobs.events())
     ends = [event for event in whole if event.to_status.final]

@@ -136,7 +136,7 @@ def test_a_value_comes_back_as_it_was(running_jobs, database, value, encoding):
     ],
 )  # fmt: skip
 def test_every_kind_of_callable_is_called(running_jobs, target, args, kwargs, value):
-    """Functions, classes, methods, partial calls and coroutines return what they do anywhere."""
+    """Functions, classes, methods, partial calls and coroutines return their values."""
     job = running_jobs.submit_function(target, *args, **kwargs)
 
     assert (outcome(ended(running_jobs, job)), lines(running_jobs, job)) == (DONE, [])
@@ -341,7 +341,7 @@ def test_an_interrupt_ends_it_as_it_ends_a_program(running_jobs):
 
 
 def test_the_true_exit_code_wins_over_a_value(running_jobs, database):
-    """What ends the interpreter otherwise after it returned is no success, and has no value."""
+    """If the interpreter fails after the return, the job failed and has no value."""
     job = call(running_jobs, functions.leaves_a_failing_end)
 
     assert outcome(job) == (Status.ERROR, 9, Reason.EXITED)
@@ -483,7 +483,7 @@ def test_a_time_out_ends_it(running_jobs):
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_kept_is_an_error(running_jobs, database, target, args, last):
-    """No value is lost in silence: the job is ERROR, and its log says why."""
+    """No value is lost silently: the job is ERROR, with the reason in its log."""
     job = call(running_jobs, target, *args)
 
     assert outcome(job) == FAILED
@@ -505,7 +505,7 @@ def test_the_largest_value_is_kept(running_jobs):
 
 
 def test_records_arrive_from_info_up(running_jobs):
-    """Where nobody configured logging, records are lines that say how serious they are, and who."""
+    """Without logging configuration, records are lines with level and logger."""
     job = call(running_jobs, functions.logs_at_every_level)
 
     assert lines(running_jobs, job) == [
@@ -526,7 +526,7 @@ def test_records_of_several_lines_arrive_whole(running_jobs):
 
 
 def test_records_are_errors_where_streams_are_apart(running_jobs):
-    """Records and tracebacks come by stderr, what is printed by stdout."""
+    """Records and tracebacks go to stderr, and printed text to stdout."""
     several = []
     for target, args in ((functions.logs_at_every_level, []), (functions.prints, ["a"])):
         command = function_command(target, args, separate_streams=True)
@@ -580,7 +580,7 @@ def test_unflushed_output_is_in_the_log(running_jobs):
 
 
 def test_processes_that_a_function_forks_mix_no_lines(running_jobs):
-    """What each of them prints is handed over line by line, each as a whole and at once."""
+    """Each process writes whole lines at once."""
     job = call(running_jobs, functions.prints_from_processes, 4, 300)
     said = [line.fields for line in running_jobs.logs(job.id)]
 
@@ -692,7 +692,7 @@ def test_a_function_is_retried_as_it_was(running_jobs, tmp_path):
 
 
 def test_a_value_that_needs_a_missing_module_stays(running_jobs, tmp_path, monkeypatch):
-    """Where the reader does not find the module, it says so, and the value can be had later."""
+    """Without the module, reading raises; the value can be read later."""
     (tmp_path / "far_away.py").write_text("class C: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     job = call(running_jobs, "far_away:C")

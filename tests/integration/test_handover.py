@@ -94,7 +94,7 @@ def test_much_more_than_a_result_does_not_block_the_command(running_jobs):
 
 
 def test_only_a_complete_job_has_a_result(running_jobs):
-    """What a failed or stopped command wrote, even if it is invalid, is nobody's concern."""
+    """The result of a failed or stopped command is ignored, even an invalid one."""
     failed = says(running_jobs, "1", "; exit 3")
     invalid = says(running_jobs, "{", "; exit 3")
     late = ended(
@@ -212,7 +212,7 @@ def test_run_gets_the_state_of_the_last_complete_run(running_jobs):
 
 
 def test_state_can_be_set_and_removed(jobs):
-    """It is what the next run gets; what could not be handed on is refused."""
+    """The next run gets it; an invalid state is refused."""
     pipeline = jobs.create_pipeline("p", ["true"])
     assert jobs.get_pipeline_state(pipeline.id) is None
     for state in ({"bookmarks": {"orders": "2026-11-30"}}, [1], 0, None):

@@ -59,7 +59,7 @@ def test_hook_of_the_ending_is_queued_with_it(jobs, ending, name):
 
 
 def test_hook_gets_the_facts(running_jobs):
-    """In its environment, beside what it has itself."""
+    """They are in its environment, beside its own variables."""
     pipeline = running_jobs.create_pipeline(
         "nightly", ["sh", "-c", "exit 3"],
         on_error=Command(f'{TELL}; echo "$OWN"', shell=True, env={"OWN": "mine"}),
@@ -117,7 +117,7 @@ def test_cascade_runs_the_hooks_of_each_cancelled_job(jobs):
 
 
 def test_hooks_of_pipelines_are_changed_as_other_fields(jobs):
-    """What is not named stays; None removes it."""
+    """A hook that is not passed stays; None removes it."""
     pipeline = jobs.create_pipeline("p", ["true"], on_error=["a"], on_complete=["b"])
     jobs.update_pipeline(pipeline.id, on_error=None, max_retries=0)
     failed = end(jobs, jobs.create_job(pipeline_id=pipeline.id), 1)

@@ -128,7 +128,7 @@ def check_error(got, path, part):
 
 
 def test_readme_prints_the_adapter():
-    """What README shows is the file that is tested here, and it is short."""
+    """README shows the file that is tested here, and it is short."""
     source = (ROOT / "tests/integration/http_adapter.py").read_text()
     shown = between("adapter")
 
@@ -145,7 +145,7 @@ def test_jobcore_knows_no_web_framework():
 
 
 def test_the_printed_examples(service):
-    """Each example of the API, run as it is printed, gets the code and body that it promises."""
+    """Each printed example of the API gets the promised code and body."""
     pipeline = service.pipeline()
     created, _ = service.example("POST", f"/pipelines/{pipeline}/jobs")
     job = created.json()["id"]
@@ -174,7 +174,7 @@ def test_the_printed_examples(service):
 
 
 def test_a_job_in_each_state(service):
-    """A job's fields and links say where it stands: `stop job` is there while it is RUNNING."""
+    """Its fields and links fit its status: `stop job` is there while it is RUNNING."""
     job = service.start_held()
     running = service("GET", f"/jobs/{job}", 200)
     open_gate(service.gate)
@@ -198,7 +198,7 @@ def test_a_job_in_each_state(service):
 
 
 def test_every_link_leads_somewhere(service):
-    """What a job links to by GET can be got."""
+    """Each GET link of a job works."""
     job = service.done("echo hello")
     links = service("GET", f"/jobs/{job}", 200).json()["_links"]
     names = {name for name, link in links.items() if "type" not in link}
@@ -344,7 +344,7 @@ def test_no_such_thing(service, wrong):
 
 
 def test_no_such_path_or_method(service):
-    """What the framework itself refuses looks the same."""
+    """The framework's own errors have the same form."""
     check_error(service("GET", "/nothing", 404), "/api/nothing", "")
     refused = service("PATCH", f"/jobs/{UNKNOWN}", 405)
 
@@ -353,7 +353,7 @@ def test_no_such_path_or_method(service):
 
 
 def test_conflicts(service):
-    """A running pipeline gets no second job, and what does not run cannot be stopped: 409."""
+    """A second job of a running pipeline and a stop of an ended job are 409."""
     pipeline = service.pipeline()
     path = f"/pipelines/{pipeline}/jobs"
     job = service("POST", path, 201).json()["id"]
@@ -445,7 +445,7 @@ def test_a_large_log(service):
 
 
 def test_internal_errors_are_not_shown_to_clients():
-    """What went wrong inside is 500 without details to the client, and whole in the log."""
+    """An internal error is 500 without details, and complete in the log."""
     app = create_app(None)  # so that every request fails in an unforeseen way
     with app.test_client() as client:
         got = client.get(f"/api/jobs/{uuid4()}")

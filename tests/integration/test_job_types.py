@@ -339,7 +339,7 @@ def test_custom_type_runs_where_it_has_an_executor(manage):
 
 
 def test_a_manager_without_executors_runs_nothing(database):
-    """No executor is for no type, not for any: what is queued is left to others."""
+    """Without executors, all queued jobs are left to other managers."""
     with JobManager(database, slots=1, executors={}) as idle:
         job = idle.submit(EXIT_0)
         idle.drain(30)
@@ -369,7 +369,7 @@ def test_manager_with_only_own_forgets_ended_jobs(database):
 
 
 def test_an_executor_that_raises_ends_its_job_with_the_reason(manage):
-    """An executor's exception ends its job `spawn_failed`, as its log says."""
+    """The job ends `spawn_failed`, with the exception in its log."""
 
     class Broken:
         def command(self, job):

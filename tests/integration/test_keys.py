@@ -80,7 +80,7 @@ def test_unique_for_holds_the_key_after_the_end(jobs, clock):
 
 
 def test_long_job_holds_its_key_beyond_unique_for(jobs, clock):
-    """It is not final, whatever the clock says."""
+    """A job that is not final holds its key at any time."""
     first = jobs.submit(["true"], key="nightly", unique_for=1)
     jobs.start_job(first.id)
     clock.advance(3600)
@@ -123,7 +123,7 @@ def test_retry_is_refused_while_another_job_holds_the_key(jobs):
 
 
 def test_automatic_retry_holds_the_key(jobs):
-    """While a pipeline's job waits for its next attempt, nobody else gets the key."""
+    """While a job waits for its next attempt, no other job gets the key."""
     line = jobs.create_pipeline("line", ["true"], max_retries=1)
     first = end(jobs, jobs.create_job(pipeline_id=line.id, key="nightly"), 1)
     again = jobs.submit(["true"], key="nightly")

@@ -276,7 +276,7 @@ def test_manager_without_slots_runs_jobs_once_it_has_some(database):
     ],
 )  # fmt: skip
 def test_limit_holds_whatever_step_a_host_crashes_at(scripted_setup, database, point):
-    """What the dead host had claimed counts until it is settled, and no room is lost."""
+    """Claims of a dead host count until they are settled, and no slot is lost."""
     jobs, scripted = scripted_setup.play(Script([5]), slots=3)
     jobs.set_limit("gpu", 2)
     with crash(jobs, at=point):
@@ -297,7 +297,7 @@ def test_limit_holds_whatever_step_a_host_crashes_at(scripted_setup, database, p
 
 
 def test_lowered_limit_lets_jobs_run_to_their_end(scripted_setup):
-    """After a limit is lowered below what runs, no job starts until enough have ended."""
+    """If a limit is lowered, no job starts until enough have ended."""
     jobs, _ = scripted_setup.play(Script([10]), Script([20]), Script([30]), Script([1]), slots=4)
     for name in "abc":
         jobs.submit(["x"], name=name, group="gpu")

@@ -38,7 +38,7 @@ def run(jobs, argv, **options):
     ],
 )
 def test_ten_times_the_limit(running_jobs, separate, end, status, code):
-    """The first lines are kept, the others counted, one line says so, and the end is its own."""
+    """The first lines are kept, the others counted in one line, and the job ends normally."""
     job, own, system = run(
         running_jobs,
         ["sh", "-c", f"{_LINES}; {end}"],
@@ -58,7 +58,7 @@ def test_ten_times_the_limit(running_jobs, separate, end, status, code):
     ("limit", "kept"), [(0, 0), (1, 0), (9, 0), (10, 1), (999, 99), (1000, 100), (2**62, 100)]
 )
 def test_the_limit_is_exact(running_jobs, limit, kept):
-    """A line is kept if all of it is within the limit; where all are, nobody speaks of one."""
+    """A line is kept if it fits completely; if all fit, no line mentions a limit."""
     job, own, system = run(running_jobs, ["sh", "-c", _LINES], output_limit=limit)
 
     assert own == LINES[:kept]
@@ -98,7 +98,7 @@ def test_a_line_without_an_end_is_one_line(running_jobs):
 
 
 def test_a_stop_beyond_the_limit_is_a_stop(running_jobs):
-    """Neither a stop nor a time-out has to wait for somebody who is not heard any more."""
+    """A stop and a time-out work although output is dropped."""
     talks = python("while True: print('y' * 70, flush=True)")
     job_id = running_jobs.submit(Command(talks, output_limit=100)).id
     lines = running_jobs.follow(job_id, timeout=PATIENCE, unfinished=False)

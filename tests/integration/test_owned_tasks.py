@@ -83,7 +83,7 @@ def follow(jobs, job_id):
 
 @pytest.mark.parametrize("verb", [look, sweep, wait, follow])
 def test_task_of_a_killed_host_is_lost_at_the_next_look(database, host, verb):
-    """It ends ERROR without an exit code, and the last line of its log says why."""
+    """It ends ERROR without an exit code, with the reason in its last line."""
     one = host()
     one.die()
     with JobManager(database, slots=0) as jobs:
@@ -395,7 +395,7 @@ def test_stopped_program_still_owns_its_task(database):
 
 
 def test_owner_in_another_pid_namespace_is_judged_by_its_lock(database):
-    """Its pid says nothing here: it lives while its lock is held, and is dead once it is free."""
+    """Its pid means nothing here: it is alive while its lock is held."""
     enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make pid namespaces")

@@ -187,7 +187,7 @@ def test_run_queues_one_job(jobs, database):
 
 
 def test_pipeline_run_prints_the_number_on_a_terminal(jobs, database):
-    """As `submit` tells it."""
+    """It prints the same as `submit`."""
     jobs.create_pipeline("p", ["true"])
     (shown,) = on_a_terminal(database, [["pipeline", "run", "p"]])
     (job,) = jobs.list_jobs()

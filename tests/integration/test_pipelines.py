@@ -197,7 +197,7 @@ def test_public_json_of_a_pipeline_never_shows_its_environment(jobs):
 
 @pytest.mark.parametrize("field", [*EVERYTHING, "name", "command"])
 def test_an_update_keeps_what_is_not_named(jobs, database, field):
-    """Changing one field of a pipeline leaves all the others as they are."""
+    """A change of one field leaves all others unchanged."""
     values = {
         "name": "renamed", "command": ["other"], "script": "exit 4", "cwd": "/", "env": {"B": "2"},
         "timeout": None, "max_retries": 0, "schedule": "@daily", "time_zone": "Asia/Tokyo",

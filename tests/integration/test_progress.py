@@ -69,7 +69,7 @@ def test_live_from_another_process(database, go):
 
 
 def test_progress_continues_after_the_host_is_killed(database, go):
-    """What a job reports after its host was killed is there for the next one."""
+    """Reports after the death of the host are there for the next one."""
     script = f'echo "1/2" >&8; {WAIT}; echo "2/2 without a host" >&8; echo line; touch "$GO.done"'
 
     def run_and_sleep():
@@ -295,7 +295,7 @@ def test_a_full_disk_does_not_hold_reports(host, go):
 
 
 def test_malformed_progress_report_is_logged_once(host):
-    """Nonsense on the descriptor is dropped, and the log says so once."""
+    """An invalid report is dropped, and the log says so once."""
     run = host.run(
         ["sh", "-c", "for i in 1 2 3; do echo half >&8; done; echo 1/2 >&8; echo half >&8"]
     )

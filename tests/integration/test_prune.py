@@ -157,7 +157,7 @@ def test_a_dry_run_changes_nothing(jobs, database):
 
 @pytest.mark.parametrize("age", [-1, float("nan"), float("inf"), True, "30d", None, 1e300, 10**400])
 def test_an_age_is_a_number_of_seconds(jobs, age):
-    """What is no age is refused."""
+    """Any other value is refused."""
     with pytest.raises(ValueError, match="older_than must be 0 to"):
         jobs.prune(age)
 

@@ -120,7 +120,7 @@ def test_name_a_job_oneself(jobs):
 @pytest.mark.job_scripts(Script([10]))
 @scripted
 def test_job_that_waits_too_long_expires(jobs, job_scripts):
-    """It never starts, and says why."""
+    """It never starts, and its reason is `expired`."""
     fill_slots(jobs)
     job = jobs.submit(["price"], expires=5)
     drain(jobs)
@@ -168,7 +168,7 @@ def test_cancel_many_jobs_at_once(jobs, job_scripts):
 
 @scripted
 def test_hold_back_jobs_of_a_kind(jobs, job_scripts):
-    """They wait until somebody lets them go; the others run."""
+    """They wait until they are resumed; the others run."""
     jobs.pause("mail")
     mail = jobs.submit(["mail"], group="mail")
     jobs.submit(["report"])

@@ -96,7 +96,7 @@ def wait(jobs, job_id):
 
 @pytest.mark.parametrize("verb", [look, sweep, wait])
 def test_reserved_job_of_a_dead_process_is_cancelled(database, reserved, verb):
-    """The next look ends it: it must not run some day, when nobody waits for it."""
+    """The next look cancels it, so it does not run when nobody waits for it."""
     child, job_id = reserved
     die(child)
     with JobManager(database, slots=0) as jobs:

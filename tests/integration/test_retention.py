@@ -121,7 +121,7 @@ def test_jobs_that_are_not_final_are_never_removed(jobs, clock):
 
 
 def test_retention_works_in_small_steps(jobs, clock, monkeypatch):
-    """Each call removes a part, and says that there is more; new rules apply at once."""
+    """Each call removes a part and reports that there is more; new rules apply at once."""
     monkeypatch.setattr(engine, "REMOVED_AT_ONCE", 10)
     for _ in range(25):
         ended(jobs)

@@ -421,7 +421,7 @@ def test_setting_up_is_not_retried(jobs, kind):
 
 @pytest.mark.parametrize("damage", ["'x'", "'{\"max\": -1}'"])
 def test_a_job_ends_though_its_retries_are_damaged(jobs, database, damage):
-    """The job is ERROR without a retry, and the log says why."""
+    """The job is ERROR without a retry, with the reason in its log."""
     pipeline = jobs.create_pipeline("p", ["true"], retries=5)
     job = jobs.create_job(pipeline_id=pipeline.id)
     sql(database, f"UPDATE pipeline SET retries = {damage}")

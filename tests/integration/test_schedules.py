@@ -593,7 +593,7 @@ def test_a_schedule_that_was_removed_runs_no_more(jobs, clock):
 
 
 def test_a_schedule_that_comes_back_misses_nothing(jobs, clock):
-    """Ticks of the time without a schedule are nobody's."""
+    """Ticks of the time without a schedule are not recorded."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     jobs.update_pipeline(pipeline.id, schedule=None)
     clock.advance(86400 + 50)
@@ -724,7 +724,7 @@ def test_eight_processes_take_each_tick_once(jobs, clock, database):
 
 
 def test_eight_processes_record_missed_ticks_once(jobs, clock, database):
-    """What was missed is recorded by whoever moves the next tick on, and by nobody else."""
+    """Only the process that moves the next tick records the missed ones."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     clock.advance(100 + 40 * 60)
 

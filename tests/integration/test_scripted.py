@@ -302,7 +302,7 @@ def test_a_grace_is_shortened_by_a_second_stop(scripted_setup):
     ],
 )
 def test_a_command_that_cannot_start(scripted_setup, number, code, words):
-    """It has the exit code of the shell's convention, and says why."""
+    """It has the shell's exit code for this, and the reason in its log."""
     jobs, _ = scripted_setup.play(Script(cannot_start=number))
     job = jobs.submit(["etl"])
     job = jobs.wait(job.id, 30)
@@ -366,7 +366,7 @@ def test_a_flood_is_all_there(scripted_setup):
 
 
 def test_a_supervisor_that_dies_loses_its_job(scripted_setup):
-    """The lines that it wrote are there, and nobody invents an exit code."""
+    """Its lines are there, and no exit code is guessed."""
     jobs, _ = scripted_setup.play(Script(["a", 5, "b"], dies=True), Script())
     job = jobs.submit(["x"])
     other = jobs.submit(["y"])
@@ -1022,7 +1022,7 @@ def test_draining_needs_a_clock_that_it_can_move(scripted_setup, database):
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", None])
 def test_only_time_that_goes_by_can_elapse(scripted_setup, seconds):
-    """What is no number of seconds is refused."""
+    """Anything but a number of seconds is refused."""
     jobs, _ = scripted_setup.play()
 
     with pytest.raises(ValueError):

@@ -50,7 +50,7 @@ def collected(jobs, **filters):
 
 
 def test_each_transition_is_delivered_once_in_order(jobs):
-    """A subscriber gets what the feed has, from its subscription on."""
+    """A subscriber gets the events of the feed since its subscription."""
     before = task(jobs)
     with collected(jobs) as got:
         jobs.finish_job(before.id, 3)
@@ -77,7 +77,7 @@ def test_transitions_of_the_managers_thread_are_delivered(running_jobs):
 
 
 def test_transitions_of_other_managers_are_not_delivered(jobs, database):
-    """What another manager or another process does is not told."""
+    """Changes by another manager or process are not delivered."""
 
     def other():
         with JobManager(database, slots=0) as theirs:

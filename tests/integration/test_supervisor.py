@@ -90,7 +90,7 @@ def test_notices_report_start_output_and_end(host):
 
 
 def test_not_found(host):
-    """A program that is not in PATH ends 127, and the log says what was not found."""
+    """A program that is not in PATH ends 127, and the log has its name."""
     run = host.run(["nope-no-such-program"])
 
     assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 127 << 8)
@@ -233,7 +233,7 @@ def status_as_another_user(program, path):
 
 
 def test_fork_fails(host):
-    """A supervisor that cannot fork says so, without a made-up code."""
+    """A supervisor that cannot fork reports so, without an exit code."""
     supervisor = host.supervisor()
     if os.geteuid() == 0:
         # Root may have any number of processes; descriptors are counted for everybody.
@@ -768,7 +768,7 @@ def test_queued_request_of_a_leaving_supervisor_is_answered(host):
 
 
 def test_leftovers_end_with_sigterm(host):
-    """What outlives the command gets SIGTERM, and is named; the code is the command's."""
+    """Processes that outlive the command get SIGTERM and are named; the code is the command's."""
     run = host.run(programs.LEAVES_A_SLEEPER, linger=1000.0)
 
     assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 4 << 8, 1)
@@ -778,7 +778,7 @@ def test_leftovers_end_with_sigterm(host):
 
 
 def test_leftovers_are_killed_after_the_linger(host):
-    """What does not end by SIGTERM is killed after the linger, and the log names each of them."""
+    """Processes that survive SIGTERM are killed after the linger, and the log names each."""
     begun = time.monotonic()
     run = host.run(programs.LEAVES_TWO_THAT_IGNORE_SIGTERM, linger=0.5)
 
@@ -839,7 +839,7 @@ def test_time_out_during_the_linger_is_logged_as_one(host):
 
 
 def test_late_output_is_kept(host):
-    """What a grandchild writes within the linger is in the log."""
+    """Output of a grandchild within the linger is in the log."""
     run = host.run(programs.LEAVES_A_LATE_SPEAKER, linger=30.0)
 
     assert run.exit.wait_status == 5 << 8
@@ -886,7 +886,7 @@ def test_order_of_one_pipe(host):
 
 
 def test_separate_streams(host):
-    """With separate streams each line says which one it was."""
+    """With separate streams, each line has its stream."""
     run = host.run(programs.SAYS_HELLO, separate_streams=True)
 
     assert run.output(frames.STDOUT) == b"hello\n"
@@ -906,7 +906,7 @@ def test_line_of_a_mebibyte(host):
 
 
 def test_no_newline_at_the_end(host):
-    """The last line is there without its newline, and says so."""
+    """The last line is there, marked as without a newline."""
     run = host.run(["printf", "one\ntwo"])
 
     assert run.output() == b"one\ntwo"
