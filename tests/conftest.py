@@ -74,13 +74,20 @@ def is_compiled(path):
     return False
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
     """
-    Keep the objects of the collection out of later garbage collections.
+    Keep the objects of the collection out of garbage collections, now and later.
 
-    A collection in a forked child would copy the memory of all modules and tests.
+    None of them is garbage, and a collection in a forked child would copy the memory of all
+    modules and tests.
     """
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 #: A file system in memory, which nearly every Linux has, and the space that a run may need there.
