@@ -20,8 +20,8 @@ from jobcore import JobManager, Status
 from jobcore.cli import suspension
 from jobcore.embedding import failpoints
 from tests.integration.test_cli_usage import environment
-from tests.integration.verbs_harness import call_all
 from tests.processes import PATIENCE, forked, in_child, open_gate, state, until
+from tests.verbs import call_all
 
 #: Seconds within which another process has to get the write lock.
 SOON = 5.0

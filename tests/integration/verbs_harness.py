@@ -15,10 +15,10 @@ from functools import cache, partial
 import typer.main
 
 import jobcore
-from jobcore import cli
 from jobcore.cli import commands
 from jobcore.cli.app import app
 from tests.processes import PATIENCE, ROOT, forked
+from tests.verbs import call_all, call_each
 
 # Before any fork, all modules are loaded and all commands are made: that is most of what a short
 # one takes.
@@ -35,7 +35,7 @@ _END = re.compile(r"--- exit \d+\r?\n")
 #: For an interpreter of its own, which takes half a second until it has all loaded.
 _SOURCE = """
 import sys
-from tests.integration.verbs_harness import call_each
+from tests.verbs import call_each
 call_each(eval(sys.argv[1]))
 """
 #: What an interpreter reads when it begins, so that a fork is too late for it.
@@ -94,25 +94,3 @@ def _parts(text, verbs):
     *parts, rest = _END.split(text)
     assert (len(parts), rest) == (len(verbs), ""), text
     return parts
-
-
-def call_each(verbs):
-    """Run each of these verbs, and say behind each how it has ended."""
-    for words in verbs:
-        code = 0
-        try:
-            _call(words)
-        except SystemExit as end:
-            code = end.code or 0
-        print("--- exit", code, file=sys.__stdout__, flush=True)
-
-
-def call_all(verbs):
-    """Run each of these verbs; the first one exits."""
-    for words in verbs:
-        _call(words)
-
-
-def _call(words):
-    sys.argv = ["jobcore", *words]
-    cli.main()
