@@ -589,7 +589,7 @@ class Waiter:
                 if there <= left:
                     yield from groups  # whole, so it can report damage
                 elif left:
-                    yield from _first_lines(groups, sequence + left)
+                    yield from _first_lines(groups, left)
                 sequence += min(there, left)
                 left -= min(there, left)
             if sequence == begun:
@@ -809,12 +809,14 @@ def _read_row(connection: Connection, number: int, version: int) -> StoredRow:
         return StoredRow(None, version, str(error))
 
 
-def _first_lines(groups: Iterable[LineGroup], end: int) -> Iterator[LineGroup]:
-    """Yield the lines before the number `end`."""
+def _first_lines(groups: Iterable[LineGroup], count: int) -> Iterator[LineGroup]:
+    """Yield up to `count` lines."""
+    left = count  # not up to a number, because lines may be missing before the first group
     for group in groups:
-        if group.first >= end:
+        if left <= 0:
             return
-        yield group.between(group.first, end)
+        yield group.between(group.first, group.first + left)
+        left -= group.line_count
 
 
 def require(run: Run, current: Run | None) -> Run:

@@ -544,3 +544,16 @@ def test_task_with_damaged_counters_raises_database_corrupt(database, jobs, colu
     ):
         with contextlib.suppress(DatabaseCorrupt):
             call()
+
+
+def test_page_of_a_log_continues_after_a_missing_segment(database, jobs):
+    """A page that begins in the gap has the next lines; an empty page would be the end."""
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    for text in "abc":
+        jobs.append_log(job.id, *(text for _ in range(5)))
+    sql(database, "DELETE FROM log_segment WHERE first_sequence = 5")
+
+    for sequence in (3, 5, 9):
+        page = jobs.logs(job.id, sequence, limit=3)
+        later = [n for n in range(15) if n >= sequence and n not in range(5, 10)]
+        assert [line.sequence for line in page] == later[:3]
