@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from jobcore import Command, JobManager, Status
-from tests.processes import PATIENCE, ROOT, open_gate
+from tests.processes import PATIENCE, ROOT, forked, open_gate
 
 pytestmark = pytest.mark.cold_supervisors
 
@@ -67,20 +67,21 @@ class Worker:
 
 
 def submit_function(site, *args):
-    """Submit a call from the current release, in a program of its own; return the job's id."""
-    program = (
-        "import sys, shop; from jobcore import JobManager\n"
-        "with JobManager(sys.argv[1], slots=0) as jobs:\n"
-        "    print(jobs.submit_function(shop.names_release, *sys.argv[2:]).id)\n"
+    """Submit a call from the current release, in a process of its own; return the job's id."""
+
+    def program():
+        sys.path.insert(0, f"{site}/current")
+        import shop  # noqa: PLC0415 - it is a release's
+
+        with JobManager(f"{site}/data/jobs.db", slots=0) as jobs:
+            print(jobs.submit_function(shop.names_release, *args).id)
+
+    process = forked(
+        program, dict(os.environ), cwd=site / "data", stdout=subprocess.PIPE, text=True
     )
-    return subprocess.run(
-        [sys.executable, "-c", program, f"{site}/data/jobs.db", *args],
-        cwd=site / "data",
-        env={**os.environ, "PYTHONPATH": f"{site}/current:{ROOT}"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    return said.strip()
 
 
 def test_new_release_is_used_by_the_next_job_and_the_old_one_by_what_runs(site, gate):
