@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import timedelta
 
 import pytest
 
 from jobcore import Command, CommandError, InvalidTransition, JobManager, JobNotFound, Status
 from jobcore.testing.parts import parts
-from tests.processes import until
+from tests.processes import in_child, until
 
 
 def test_queued_job_can_be_changed(jobs, clock):
@@ -107,13 +105,14 @@ def test_unknown_job(jobs):
         jobs.update_job("0" * 32, priority=1)
 
 
-def change_elsewhere(database, job, change):
+def change_elsewhere(database, job, **change):
     """Change a job from another process."""
-    source = (
-        "import sys\nfrom datetime import datetime\nfrom jobcore import JobManager\n"
-        f"with JobManager(sys.argv[1], slots=0) as jobs: jobs.update_job(sys.argv[2], {change})\n"
-    )
-    subprocess.run([sys.executable, "-c", source, database, str(job.id)], check=True)
+
+    def change_it():
+        with JobManager(database, slots=0) as jobs:
+            jobs.update_job(job.id, **change)
+
+    in_child(change_it)
 
 
 def test_running_manager_takes_changes_of_other_processes(database, tmp_path):
@@ -129,9 +128,9 @@ def test_running_manager_takes_changes_of_other_processes(database, tmp_path):
         far = jobs.submit(
             Command(f"echo far >> {log}", shell=True), not_before=first.created + timedelta(days=1)
         )
-        change_elsewhere(database, queued[4], "priority=1")
-        change_elsewhere(database, queued[0], "priority=-1")
-        change_elsewhere(database, far, "not_before=None, priority=-2")
+        change_elsewhere(database, queued[4], priority=1)
+        change_elsewhere(database, queued[0], priority=-1)
+        change_elsewhere(database, far, not_before=None, priority=-2)
         gate.touch()
         jobs.wait_all([job.id for job in (*queued, far)], timeout=60)
 
@@ -144,7 +143,7 @@ def test_timeout_that_was_changed_holds(database, tmp_path):
     with JobManager(database, slots=1) as jobs:
         jobs.submit(Command(f"until [ -e {gate} ]; do sleep 0.02; done", shell=True))
         job = jobs.submit(["sleep", "600"])
-        change_elsewhere(database, job, "timeout=0.1")
+        change_elsewhere(database, job, timeout=0.1)
         gate.touch()
 
         assert jobs.wait(job.id, timeout=60).reason == "timeout"
