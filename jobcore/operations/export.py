@@ -241,7 +241,7 @@ class Importer:
         )
         number = made["number"]
         # Not before: the next attempt of a job would take its key from another job.
-        others = {name: facts[name] and UUID(facts[name]) for name in _IDS}
+        others = {name: facts[name] for name in _IDS}
         connection.execute(update(job).where(job.c.number == number).values(others))
         reason = Reason(facts["reason"])
         if facts["start_time"] is None:
@@ -379,6 +379,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         if found[name] is None:
             raise ValueError(f"{name} is missing")
     UUID(found["id"])
+    found |= {name: found[name] and UUID(found[name]) for name in _IDS}
     if Status(found["status"]).final:
         has_started = Reason(found["reason"]) not in UNSTARTED
         if found["end_time"] is None or (found["start_time"] is not None) != has_started:

@@ -322,6 +322,7 @@ WRONG = {
     "a reason that never starts": {"reason": "cancelled"},
     "a text in place of a number": {"created": "now"},
     "a huge number": {"created": 2**70},
+    "an invalid ID of another job": {"hook_of": "x"},
 }
 
 
