@@ -57,8 +57,8 @@ _NAMED_ARGUMENTS = {"limit": "group", "pause": "group", "resume": "group"}
 _GROUPS = {"pipeline", "workspace"}
 _CREATING = {"create", "list"}
 
-#: A name that a shell takes as it is.
-_AS_IT_IS = re.compile(r"[\w.@+/-]+")
+#: A name that a shell takes as it is, and the command line for no option.
+_AS_IT_IS = re.compile(r"[\w.@+/][\w.@+/-]*")
 
 _Offer = tuple[str, str]
 

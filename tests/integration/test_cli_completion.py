@@ -98,7 +98,7 @@ def test_shell_is_offered_names(jobs, database, capsys, monkeypatch, words, expe
     """Pipelines, workspaces, groups and keys that need no quotes in a shell."""
     monkeypatch.setenv("JOBCORE_DB", database)
     jobs.create_workspace("team")
-    for name, group in (("load", None), ("fetch", "db"), ("two words", None)):
+    for name, group in (("load", None), ("fetch", "db"), ("two words", "--all")):
         jobs.create_pipeline(name, ["true"], group=group)
     jobs.submit(["true"], group="io", key="older")
     jobs.submit(["true"], key="newer")
