@@ -465,6 +465,9 @@ class Writer:
         """Commit. Errors after the commit are only logged, because the changes are stored."""
         with self._target.typed_errors():
             connection = self._required
+            if not driver_of(connection).in_transaction:
+                # SQLite does that after some errors. A change that goes on after one is not stored.
+                raise StoreError(f"{self._target.path}: the transaction was rolled back")
             self._observer.ending(connection)
             try:
                 end(connection, commit=True)

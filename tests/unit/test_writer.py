@@ -43,6 +43,18 @@ def note(opened, text, **options):
     opened.write(lambda connection: run(connection, "INSERT INTO note VALUES (?)", text), **options)
 
 
+def test_change_that_goes_on_after_a_rollback_fails(opened):
+    """SQLite rolls back by itself after some errors; no caller is told that its rows are stored."""
+
+    def write(connection):
+        run(connection, "INSERT INTO note VALUES ('lost')")
+        driver_of(connection).rollback()
+
+    with pytest.raises(StoreError, match="rolled back"):
+        opened.write(write)
+    note(opened, "next")
+
+
 def test_unreadable_text_leaves_no_statement_open(opened, database):
     """A change may go on after it; the next one sees what others have committed meanwhile."""
     opened.write(
