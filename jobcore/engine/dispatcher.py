@@ -203,11 +203,12 @@ class Dispatcher(ForkAware):
             return False  # the clock was moved, and the chores have yet to look at what is due
         if self._in_steps():
             return False  # a chore goes on, which may add jobs to the queue
-        free = self._free_slots_besides(runs)
+        claims, free = self._claims_made, self._free_slots_besides(runs)
         if free is None or (free > 0 and not self._queue.is_empty()):
             return False
-        # Check again after reading the queue: a job may have moved from there to the claimed ones.
-        return self._free_slots_besides(runs) == free
+        # Check again after reading the queue: a job may have moved from there to the claimed ones,
+        # and may even have ended since then, and let another job start.
+        return self._free_slots_besides(runs) == free and self._claims_made == claims
 
     def _free_slots_besides(self, runs: Container[str]) -> int | None:
         """Return the free slots if all claimed and adopted jobs are among `runs`, else None."""
@@ -311,6 +312,7 @@ class Dispatcher(ForkAware):
         self._postponed.forget()
         self._lock = Lock()
         self._claims: dict[str, Claim] = {}  # by token
+        self._claims_made = 0
         self._unsettled: list[Run] = []  # when the interpreter's exit ended the thread
         self._overdue = Overdue()
         self._adoption.forget()
@@ -667,6 +669,7 @@ class Dispatcher(ForkAware):
             self._look = True
         else:
             self._claims[start.token] = Claim(run, start)
+            self._claims_made += 1
 
     def _update(self, claim: Claim, run: Run | None) -> None:
         if run is None or run.final:

@@ -43,7 +43,7 @@ from jobcore.testing import (
 )
 from jobcore.testing.parts import parts
 from jobcore.testing.scripted_process import ScriptedMachine
-from tests.processes import descriptors, in_child, join, left_open, own_threads, until
+from tests.processes import PATIENCE, descriptors, in_child, join, left_open, own_threads, until
 
 #: What a host comes to that runs one job to its end.
 CRASHES = (
@@ -792,6 +792,23 @@ def test_a_delayed_job_is_started_at_its_time(scripted_setup):
     job = jobs.get_job(job.id)
 
     assert (job.start_time, job.end_time) == (at(3600), at(3602))
+
+
+def test_manager_that_ran_a_job_meanwhile_is_not_idle(scripted_setup, monkeypatch):
+    """A job that started and ended during the look may have let another one start."""
+    jobs, _ = scripted_setup.play(Script())
+    drain(jobs)
+    dispatcher, is_empty = parts(jobs).dispatcher, type(parts(jobs).queue).is_empty
+
+    def empty_then_run(self, **options):
+        found = is_empty(self, **options)
+        jobs.wait(jobs.submit(["x"]).id, timeout=PATIENCE)
+        until(lambda: not dispatcher.running(), "the release of the job")
+        return found
+
+    assert dispatcher.waits_only_for(())
+    monkeypatch.setattr(type(parts(jobs).queue), "is_empty", empty_then_run)
+    assert not dispatcher.waits_only_for(())
 
 
 def test_retries_come_with_their_pauses(scripted_setup):
