@@ -185,7 +185,10 @@ class Loop:
             return
         poller = select.poll()  # not select(), which only handles descriptors below 1024
         poller.register(self._reader, select.POLLIN)
-        poller.poll(seconds * 1000)
+        try:
+            poller.poll(seconds * 1000)
+        except OSError:  # RLIMIT_NOFILE was set to 0 meanwhile
+            time.sleep(seconds)
 
     def _has_pipe(self) -> bool:
         """

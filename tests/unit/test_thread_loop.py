@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from types import SimpleNamespace
@@ -53,6 +54,20 @@ def test_a_thread_that_cannot_be_made_is_made_later(turns, monkeypatch):
     assert descriptors().keys() == before.keys()
     turns.loop.start()
     until(lambda: turns.threads, "a turn")
+
+
+def test_thread_outlives_a_limit_of_no_descriptors(turns, monkeypatch):
+    """While the limit of open files is 0, nothing can be polled; the thread goes on after it."""
+    monkeypatch.setattr(thread_loop, "ERROR_PAUSE", 0.01)
+    turns.loop.start()
+    until(lambda: turns.threads, "a turn")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        turns.loop.wake()
+        until(lambda: len(turns.threads) > 3, "further turns")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_thread_whose_pipe_was_closed_rests_and_logs_it_once(monkeypatch, caplog):
