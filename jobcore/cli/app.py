@@ -90,6 +90,7 @@ class _CommandGroup(TyperGroup):
         """Parse the words before the command."""
         given = bool(args)
         try:
+            _print_help(self, ctx, args)
             return super().parse_args(ctx, args)
         except _UsageError as error:
             if not given:
@@ -132,6 +133,11 @@ class _CommandGroup(TyperGroup):
 class _SubcommandGroup(TyperGroup):
     """A command with subcommands, whose help is as plain as that of the others."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words before the subcommand."""
+        _print_help(self, ctx, args)
+        return super().parse_args(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a line for each option and for each command."""
         _write_options(self, ctx, formatter)
@@ -142,6 +148,21 @@ class _SubcommandGroup(TyperGroup):
                     for name, command in self.commands.items()
                 ]
             )
+
+
+def _print_help(group: Any, ctx: Any, args: list[str]) -> None:
+    """
+    Print the help of a command and exit, if these words ask for nothing else.
+
+    Otherwise the framework first checks the options before the command, and some versions of it
+    import pydantic for that, which takes longer than all the rest.
+    """
+    if len(args) < 2 or args[-1] not in ctx.help_option_names:
+        return
+    command = group.get_command(ctx, args[0])
+    # After other words, `--help` may belong to the command that a job runs.
+    if command is not None and (len(args) == 2 or hasattr(command, "list_commands")):
+        command.make_context(args[0], args[1:], parent=ctx)
 
 
 def _registered(name: str) -> Any:

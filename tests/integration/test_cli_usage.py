@@ -303,15 +303,28 @@ def test_help_is_in_our_own_words(database):
     assert "Usage: jobcore show [OPTIONS] ID\n" in texts[1 + list(COMMANDS).index("show")]
 
 
-def test_help_loads_no_database():
-    """Printing help imports neither the manager nor SQLAlchemy."""
+@pytest.mark.parametrize(
+    "words", [["--help"], ["submit", "--help"], ["pipeline", "-h"], ["pipeline", "create", "-h"]]
+)
+def test_help_loads_no_database(words):
+    """Printing help imports neither the manager, nor SQLAlchemy, nor pydantic."""
     loaded = run_python(
-        "import sys\nfrom jobcore.cli import main\nsys.argv = ['jobcore', '--help']\n"
+        f"import sys\nfrom jobcore.cli import main\nsys.argv = ['jobcore', *{words!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(*{'sqlalchemy', 'sqlmodel', 'jobcore.manager'} & {*sys.modules}, '.')"
+        "print(*{'sqlalchemy', 'sqlmodel', 'pydantic', 'jobcore.manager'} & {*sys.modules}, '.')"
     )
 
     assert loaded.splitlines()[-1] == "."
+    assert loaded.startswith("Usage: " + " ".join(["jobcore", *words[:-1]]))
+
+
+def test_help_of_an_unknown_command_is_an_error(database):
+    """The word is named, in a group of commands, too; a job's command keeps its `--help`."""
+    for words, known in ((["bogus"], "jobcore"), (["pipeline", "bogus"], "jobcore pipeline")):
+        _, err = ended(start(database, *words, "--help"), code=2)
+        assert re.match(rf"jobcore: No such command 'bogus'.*; see {known} --help\n", err)
+    words = ["run", "sh", "-c", 'echo "$1"', "sh", "--help"]
+    assert ended(start(database, *words)) == ("--help\n", "")
 
 
 def test_commands_collect_garbage_but_not_what_they_import(database, jobs):
