@@ -83,7 +83,7 @@ LONGEST_START_PAUSE = 5.0
 SEND_PATIENCE = 10.0
 #: Seconds that a supervisor has to take a job before all stopped supervisors are woken.
 RECORD_PATIENCE = 2.0
-#: Seconds between two letters to a supervisor whose job is overdue, so that it can read one.
+#: Seconds between two requests to a supervisor whose job is overdue, so that it can read one.
 ANSWER_PATIENCE = 0.5
 #: Seconds after the end of the grace until a supervisor that does not answer is woken.
 WAKE_AFTER = 30.0

@@ -274,8 +274,8 @@ class Remover:
         """Tell whether no process of a job with a damaged row is left; else end them."""
         kill_at = since + max(seen.grace_ms, 0) / 1000
         now = time.monotonic()
-        letter = job_directory.STOP_NOW if now <= kill_at else job_directory.KILL_NOW
-        if self._is_supervised(seen.name, letter):
+        byte = job_directory.STOP_NOW if now <= kill_at else job_directory.KILL_NOW
+        if self._is_supervised(seen.name, byte):
             if now > kill_at + END:
                 raise StoreError(
                     f"job number {number} is damaged, and its command has not ended within "
@@ -290,14 +290,14 @@ class Remover:
         # A process that no SIGKILL ends must not keep the row for ever.
         return not left or time.monotonic() >= kill_at + tuning.ORPHAN_PATIENCE
 
-    def _is_supervised(self, name: str, letter: bytes) -> bool:
-        """Tell whether a job has a supervisor, and if so, send it `letter`."""
+    def _is_supervised(self, name: str, byte: bytes) -> bool:
+        """Tell whether a job has a supervisor, and if so, send it `byte`."""
         try:
             with self._directories.open(name) as directory:
                 if not self._directories.is_held(directory):
                     return False
                 with suppress(OSError):  # it is ending, or the next look tries again
-                    job_directory.ring(directory, letter)
+                    job_directory.send_control(directory, byte)
                 return True
         except FileNotFoundError:
             return False

@@ -1,7 +1,7 @@
 """
 Stores a stop request and delivers it to the supervisor.
 
-The row holds the request. The file `stop` and the doorbell (a FIFO) deliver it to the
+The row holds the request. The file `stop` and a byte on the FIFO deliver it to the
 supervisor, from any process. A process that finds a request without a file delivers it again.
 """
 
@@ -65,7 +65,9 @@ class Stopper:
             asked = self._store(run, grace, why, None)
         except (DatabaseFull, DatabaseBusy):
             # Tell the supervisor through its FIFO, which needs neither disk space nor a lock.
-            self._send_letter(run, job_directory.KILL_NOW if grace == 0 else job_directory.STOP_NOW)
+            self._send_control(
+                run, job_directory.KILL_NOW if grace == 0 else job_directory.STOP_NOW
+            )
             raise
         return self._deliver_stored(asked)
 
@@ -133,9 +135,9 @@ class Stopper:
         return longest / 1000
 
     def _try_to_ask(self, run: Run) -> None:
-        letter = job_directory.KILL_NOW if run.grace_ms == 0 else job_directory.STOP_NOW
+        byte = job_directory.KILL_NOW if run.grace_ms == 0 else job_directory.STOP_NOW
         try:
-            self._send_letter(run, letter)
+            self._send_control(run, byte)
         except StoreError as error:
             # This job continues; stop the others all the same.
             telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
@@ -196,7 +198,7 @@ class Stopper:
                 if failpoints.armed:
                     failpoints.reach(failpoints.STOP_WRITTEN, self._database)
                 try:
-                    job_directory.ring(directory)
+                    job_directory.send_control(directory)
                 except OSError as error:
                     # The file is written. The supervisor checks its FIFO, and then finds it.
                     telemetry.event(
@@ -217,14 +219,14 @@ class Stopper:
         """
         Deliver a stop request again that the supervisor has not carried out yet.
 
-        The process that stored it may have died before it wrote the file, or before it rang the
-        doorbell, without which the supervisor does not read the file.
+        The process that stored it may have died before it wrote the file, or before it wrote to
+        the FIFO, without which the supervisor does not read the file.
 
         Raises:
             StoreError: As in `deliver`.
         """
         if self._is_written(run):
-            self._send_letter(run, job_directory.DOORBELL)
+            self._send_control(run, job_directory.READ_STOP)
         else:
             self.deliver(run)
 
@@ -241,9 +243,9 @@ class Stopper:
             return False  # `deliver` replaces an unreadable file, or tells the supervisor directly
         return written is not None and _is_as_strict(written, run)
 
-    def _send_letter(self, run: Run, letter: bytes) -> None:
+    def _send_control(self, run: Run, byte: bytes) -> None:
         """
-        Send the supervisor a letter without writing the `stop` file, or SIGTERM instead.
+        Send the supervisor a byte without writing the `stop` file, or SIGTERM instead.
 
         Raises:
             StoreError: Neither reached it.
@@ -252,7 +254,7 @@ class Stopper:
         try:
             with self._directories.open(run.name) as directory:
                 opened = True
-                self._write_letter(run, directory, letter)
+                self._write_control(run, directory, byte)
         except FileNotFoundError:
             if not opened:
                 self._signal(run)  # it has ended, or a tool has removed its directory
@@ -261,20 +263,20 @@ class Stopper:
                 stored = run.stop_requested is not None
                 raise _unreachable(run, error, delivered=False, stored=stored) from error
 
-    def _write_letter(self, run: Run, directory: int, letter: bytes) -> None:
+    def _write_control(self, run: Run, directory: int, byte: bytes) -> None:
         """
-        Write a letter to the supervisor's FIFO; if that fails, send SIGTERM instead.
+        Write a byte to the supervisor's FIFO; if that fails, send SIGTERM instead.
 
-        SIGTERM replaces only a letter that asks to stop, not the doorbell.
+        SIGTERM replaces only a byte that asks to stop, not `READ_STOP`.
 
         Raises:
             OSError: Neither could be sent.
         """
         try:
-            job_directory.ring(directory, letter)
+            job_directory.send_control(directory, byte)
         except OSError:
             # On SIGTERM a supervisor ends its job, with the command's own grace.
-            if letter == job_directory.DOORBELL or not self._signal(run):
+            if byte == job_directory.READ_STOP or not self._signal(run):
                 raise
 
     def _signal(self, run: Run) -> bool:
@@ -304,13 +306,11 @@ class Stopper:
             except FileNotFoundError:
                 return  # the directory was removed meanwhile: the job has ended
             except OSError as error:
-                letter = (
-                    job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
-                )
+                byte = job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
                 what = f"the stop request for job {run.id} cannot be written"
                 typed = filesystem.typed(what, error)
                 try:
-                    self._write_letter(run, directory, letter)
+                    self._write_control(run, directory, byte)
                 except OSError:
                     raise _unreachable(run, typed, delivered=False, stored=True) from error
                 raise typed from error

@@ -26,7 +26,7 @@ from jobcore.errors import StoreError
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import NewerProtocol, job_directory, pids, system_calls
 
-#: With this many unread letters or more, a FIFO may be full, and does not show new ones.
+#: With this many unread bytes or more, a FIFO may be full, and does not show new ones.
 MANY = 4096
 
 
@@ -44,8 +44,8 @@ class Unresponsive:
         self._clock = clock
         self._overdue = Overdue()
         self._supervisors: dict[int, int] = {}  # by job number: the pid; 0: not visible here
-        self._unread: dict[int, int] = {}  # by job number: letters on the FIFO at the last look
-        self._last_letter: dict[int, float] = {}  # by job number: the time of the last letter
+        self._unread: dict[int, int] = {}  # by job number: bytes on the FIFO at the last look
+        self._last_asked: dict[int, float] = {}  # by job number: when a byte was last sent
         self._unrecorded: dict[int, float] = {}  # by job number: since when there is no record
 
     def look(self, run: Run) -> None:
@@ -79,7 +79,7 @@ class Unresponsive:
     def keep(self, numbers: set[int]) -> None:
         """Forget all jobs but these."""
         self._overdue.keep(numbers)
-        for known in (self._supervisors, self._unread, self._last_letter, self._unrecorded):
+        for known in (self._supervisors, self._unread, self._last_asked, self._unrecorded):
             for number in set(known) - numbers:
                 known.pop(number, None)
 
@@ -105,12 +105,12 @@ class Unresponsive:
                 _log_signal(run, signal.SIGCONT, [pid])
 
     def _has_had_time(self, run: Run) -> bool:
-        """Tell whether the supervisor has had time to answer since the last letter."""
+        """Tell whether the supervisor has had time to answer since it was last asked."""
         now = self._clock.monotonic()
-        before = self._last_letter.get(run.number)
+        before = self._last_asked.get(run.number)
         if before is not None and now - before < tuning.ANSWER_PATIENCE:
             return False
-        self._last_letter[run.number] = now
+        self._last_asked[run.number] = now
         return True
 
     def _read_supervisor(self, run: Run) -> int | None:
@@ -138,7 +138,7 @@ class Unresponsive:
                 run.number, self._clock.monotonic(), answers=self._answers(run, directory)
             )
             with suppress(OSError):  # something other than a FIFO may have this name
-                job_directory.ring(directory)
+                job_directory.send_control(directory)
         if number is None:
             return
         token = run.token or ""
@@ -162,7 +162,7 @@ class Unresponsive:
         if unread is None:
             return False  # there is no FIFO
         self._unread[run.number] = unread
-        # At least one letter was written after the last look, so as many or fewer means it read.
+        # At least one byte was written after the last look, so as many or fewer means it read.
         return before is None or (before >= unread and unread < MANY)
 
 

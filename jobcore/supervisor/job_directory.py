@@ -47,9 +47,9 @@ WHOLE = (0, 2)
 SLOT = (2, 1)
 ALL = (0, 0)  # up to any length of the file, including the bytes of a run
 
-#: Letters on the FIFO. Any letter means "read `stop` again". The last two are stop requests
+#: What a byte on the FIFO means. Any byte means "read `stop` again". The last two are stop requests
 #: themselves, for the case that no file can be written.
-DOORBELL = b"!"
+READ_STOP = b"!"
 STOP_NOW = b"s"  # with the command's own grace
 KILL_NOW = b"k"
 
@@ -363,14 +363,14 @@ def open_control(directory: int) -> int:
     return descriptor
 
 
-def ring(directory: int, letter: bytes = DOORBELL) -> None:
-    """Wake the supervisor; no-op if the FIFO is full (it is woken already) or missing."""
+def send_control(directory: int, byte: bytes = READ_STOP) -> None:
+    """Write a byte to the FIFO; no-op if it is full (the supervisor is woken already) or missing."""
     try:
         control = open_control(directory)
     except FileNotFoundError:
         return
     try:
-        os.write(control, letter)
+        os.write(control, byte)
     except BlockingIOError:
         pass
     finally:
@@ -378,7 +378,7 @@ def ring(directory: int, letter: bytes = DOORBELL) -> None:
 
 
 def count_unread(directory: int) -> int | None:
-    """Return the number of unread letters on the FIFO; None: there is no FIFO."""
+    """Return the number of unread bytes on the FIFO; None: there is no FIFO."""
     try:
         control = open_control(directory)
     except FileNotFoundError:

@@ -59,7 +59,7 @@ class StopRequests:
         job_directory.clear_control(directory)
         job_directory.make_control(directory)  # no-op if it exists
         self._control = job_directory.open_control(directory)
-        self._letters = job_directory.DOORBELL  # a request may have been stored before
+        self._unread = job_directory.READ_STOP  # a request may have been stored before
 
     def fileno(self) -> int:
         """Return the descriptor of the FIFO, to poll it for reading."""
@@ -70,16 +70,16 @@ class StopRequests:
         control = job_directory.open_control(self._directory)
         os.dup2(control, self._control, inheritable=False)
         os.close(control)
-        self._letters += job_directory.DOORBELL  # a request may have come in the meantime
+        self._unread += job_directory.READ_STOP  # a request may have come in the meantime
 
     def listen(self) -> None:
-        """Read the FIFO, in which each request is one letter."""
-        self._letters += os.read(self._control, 4096)
+        """Read the FIFO, in which each request is one byte."""
+        self._unread += os.read(self._control, 4096)
 
     def take(self) -> StopRequest | None:
         """Return the stop request that came since the last call, or None."""
-        letters, self._letters = self._letters, b""
-        if not letters:
+        unread, self._unread = self._unread, b""
+        if not unread:
             return None
         grace: float | None = None
         words = "stopping: asked by a host"
@@ -88,11 +88,11 @@ class StopRequests:
         except NewerProtocol:
             stop = {}  # a newer host asks to stop; its details cannot be read
         except OSError as error:
-            stop = None  # hosts ask again; the letters below count without the file
+            stop = None  # hosts ask again; the bytes below count without the file
             if error.errno in system_calls.SHORTAGE:
                 # A stop must not wait for a descriptor. Its details follow once there is one.
                 stop = {} if self._is_stored() else None
-                self._letters = job_directory.DOORBELL
+                self._unread = job_directory.READ_STOP
         if stop is not None:
             asked = stop.get("grace_ms")
             grace = asked / 1000 if isinstance(asked, int) else self._grace
@@ -100,10 +100,10 @@ class StopRequests:
                 words = f"stopping: asked by {stop['who']}"
             if stop.get("why"):
                 words += f": {stop['why']}"
-        # Hosts send these letters if the disk is too full for the file.
-        if job_directory.KILL_NOW in letters:
+        # Hosts send these bytes if the disk is too full for the file.
+        if job_directory.KILL_NOW in unread:
             grace = 0.0
-        elif job_directory.STOP_NOW in letters:
+        elif job_directory.STOP_NOW in unread:
             grace = self._grace if grace is None else min(grace, self._grace)
         return None if grace is None else StopRequest(grace, words)
 

@@ -272,7 +272,7 @@ MUTANTS = (
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(
-        "a wish to stop is not carried again after a crash",
+        "a stop request is not delivered again after a crash",
         "engine/recovery.py",
         "                self._stopper.redeliver(fresh)\n",
         "                pass\n",

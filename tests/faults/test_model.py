@@ -68,7 +68,7 @@ class Model:
     lines: list[str] = field(default_factory=list)
     started: float = NEVER
     halted: str | None = None  # by a stop or a time-out
-    stop_wish: bool = False
+    stop_requested: bool = False
     kill_at: float = NEVER
     priority: int = 0
     key: str | None = None
@@ -129,7 +129,7 @@ class Model:
     def _end_by_itself(self):
         self.lines = ["begin", "end"]
         if self.plan.end == "dies":
-            self._final("STOPPED" if self.stop_wish else "ERROR", None, "lost")
+            self._final("STOPPED" if self.stop_requested else "ERROR", None, "lost")
         elif self.halted is not None:
             self._final("STOPPED", self.plan.code, self.halted)
         else:
@@ -324,7 +324,7 @@ class Manager(RuleBasedStateMachine):
         if job_id := self.pick(choice, "RUNNING"):
             self.jobs.stop_job(job_id)
             model = self.models[job_id]
-            model.stop_wish = True
+            model.stop_requested = True
             model.halt("stopped", self.clock.monotonic())
             self.rest()
 

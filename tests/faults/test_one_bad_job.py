@@ -239,7 +239,7 @@ def start_all(jobs, kinds, **options):
 
 @pytest.mark.parametrize("names", [("ctl",), ("stop",), ("stop", "ctl"), ("exit", "stop")])
 def test_stop_holds_whatever_has_the_name_of_its_files(database, names):
-    """The supervisor makes its FIFO again, and finds the wish that was written meanwhile."""
+    """The supervisor makes its FIFO again, and finds the request that was written meanwhile."""
     strange = {**STRANGE, "a file": lambda path: open(path, "w").close()}
     with JobManager(database, slots=len(strange)) as jobs:
         running = start_all(jobs, strange)
@@ -264,7 +264,7 @@ def test_stop_holds_where_no_file_of_it_can_be_written(running_jobs, monkeypatch
 
     (job,) = start_all(running_jobs, [None]).values()
     monkeypatch.setattr(job_directory, "write_record", refuse)
-    monkeypatch.setattr(job_directory, "ring", refuse)
+    monkeypatch.setattr(job_directory, "send_control", refuse)
     with pytest.raises(StoreError, match="the stop request for job"):
         running_jobs.stop_job(job.id)
     job = running_jobs.wait(job.id, PATIENCE)

@@ -298,7 +298,9 @@ def test_a_root_that_is_swapped_for_a_link_is_not_followed(tmp_path):
         os.rename(tmp_path / "elsewhere", database + ".jobs")
         ended = jobs.wait(job.id, PATIENCE)
 
-    assert ended.status is Status.STOPPED  # the wish was stored, and carried out when it could be
+    assert (
+        ended.status is Status.STOPPED
+    )  # the request was stored, and carried out when it could be
 
 
 # --- a database file that others can read or write ----------------------------------

@@ -25,7 +25,7 @@ TIMEOUT = 0.03
 #: How far apart the events of a race may be, either way, in seconds.
 APART = 0.002
 #: How long the first stop is taken to be under way, in seconds: a durable commit and a file
-#: come before the doorbell. Without that lead it hardly ever takes part in the race. From
+#: come before the byte on the FIFO. Without that lead it hardly ever takes part in the race. From
 #: then on it is what the last one took, for that depends on how busy the machine is.
 UNDER_WAY = 0.003
 

@@ -80,7 +80,7 @@ def test_orphans_of_a_killed_supervisor_are_killed(running_jobs, database):
 
 
 def test_a_lost_job_that_was_to_stop_is_stopped(running_jobs, database):
-    """A wish to stop makes a lost job STOPPED; the exit code stays unknown."""
+    """A stop request makes a lost job STOPPED; the exit code stays unknown."""
     job = running_jobs.submit(TREE_THAT_IGNORES_SIGTERM, grace=300)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
     supervisor, _ = supervisor_of(database, job.id)

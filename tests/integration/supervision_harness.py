@@ -140,7 +140,7 @@ class Run:
             job_directory.STOP,
             {"grace_ms": int(grace * 1000), "who": who, "why": why},
         )
-        job_directory.ring(self.directory)
+        job_directory.send_control(self.directory)
 
     def close(self):
         """Close every descriptor."""

@@ -263,7 +263,7 @@ def test_a_script_that_hangs_is_stopped_without_the_clock(scripted_setup):
 
 
 def test_a_stop_is_before_what_comes_later(scripted_setup):
-    """A wish that was there when the clock was moved is acted on at its own time."""
+    """A stop request that came before the clock moved is handled at its own time."""
     jobs, _ = scripted_setup.play(Script([5, "never"]))
     for _ in range(20):
         job = jobs.submit(["x"])

@@ -652,7 +652,7 @@ def test_stop_of_a_stopped_command(host):
 
 
 def test_second_stop_shortens_the_grace(host):
-    """A later wish can only bring the end nearer; the reason stays that of the first."""
+    """A later request can only bring the end nearer; the reason stays that of the first."""
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
     run.wait_for_output()
     run.stop(1000, who="first")
@@ -665,7 +665,7 @@ def test_second_stop_shortens_the_grace(host):
 
 
 def test_second_stop_does_not_lengthen_the_grace(host):
-    """A later wish with more time changes nothing: the first one's grace still ends it."""
+    """A later request with more grace changes nothing: the first one's grace still ends it."""
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
     run.wait_for_output()
     run.stop(0.5, who="first")
@@ -676,13 +676,13 @@ def test_second_stop_does_not_lengthen_the_grace(host):
     assert host.finish(run).reason == "stopped"
 
 
-@pytest.mark.parametrize(("letter", "status"), [(b"s", signal.SIGTERM), (b"k", None)])
-def test_stop_letters_work_without_a_file(host, letter, status):
+@pytest.mark.parametrize(("byte", "status"), [(b"s", signal.SIGTERM), (b"k", None)])
+def test_stop_works_without_a_file(host, byte, status):
     """`s` and `k` stop a job without any file, for when none can be written."""
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
 
-    job_directory.ring(run.directory, letter)
+    job_directory.send_control(run.directory, byte)
     exit_ = host.finish(run)
 
     assert exit_.reason == "stopped"

@@ -114,19 +114,19 @@ def test_remove_leaves_nothing(root, directory, tmp_path):
 # --- the FIFO ---
 
 
-def test_ring_is_heard_and_never_blocks(directory):
-    """A doorbell arrives; one without FIFO, and one into a full FIFO, do no harm."""
-    job_directory.ring(directory)
+def test_control_byte_arrives_and_never_blocks(directory):
+    """A byte arrives; one without FIFO, and one into a full FIFO, do no harm."""
+    job_directory.send_control(directory)
     job_directory.make_control(directory)
     job_directory.make_control(directory)
     control = job_directory.open_control(directory)
 
-    job_directory.ring(directory, job_directory.KILL_NOW)
+    job_directory.send_control(directory, job_directory.KILL_NOW)
     assert os.read(control, 10) == job_directory.KILL_NOW
     os.write(control, b"!" * 65536)
     with pytest.raises(BlockingIOError):
         os.write(control, b"!")
-    job_directory.ring(directory)
+    job_directory.send_control(directory)
     os.close(control)
 
 

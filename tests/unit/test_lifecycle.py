@@ -25,7 +25,7 @@ TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 CORE = 0x80  # the wait status of a killed command that left a core
 EXIT_1, EXIT_126, EXIT_127 = 1 << 8, 126 << 8, 127 << 8
 
-#: How it ended, by reason, wait status and wish to stop: status, exit code and signal.
+#: How it ended, by reason, wait status and stop request: status, exit code and signal.
 TRUTH = [
     # By itself.
     (Reason.EXITED, 0, False, Status.COMPLETE, 0, None),
@@ -53,7 +53,7 @@ TRUTH = [
     (Reason.SPAWN_FAILED, EXIT_126, False, Status.ERROR, 126, None),
     (Reason.SPAWN_FAILED, None, False, Status.ERROR, None, None),
     (Reason.SPAWN_FAILED, None, True, Status.ERROR, None, None),
-    # Nobody saw it: no code is invented, and the wish to stop decides.
+    # Nobody saw it: no code is invented, and the stop request decides.
     (Reason.LOST, None, False, Status.ERROR, None, None),
     (Reason.LOST, None, True, Status.STOPPED, None, None),
     (Reason.NEVER_STARTED, None, False, Status.ERROR, None, None),

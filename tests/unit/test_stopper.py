@@ -27,7 +27,7 @@ from tests.jobfiles import stored_run
 
 #: The grace that is asked for, and what says so without a file.
 GRACES = pytest.mark.parametrize(
-    ("grace", "letter"),
+    ("grace", "byte"),
     [(None, job_directory.STOP_NOW), (3, job_directory.STOP_NOW), (0, job_directory.KILL_NOW)],
 )
 OWN_GRACE = 7.0  # of the command, in seconds
@@ -35,19 +35,19 @@ OWN_GRACE = 7.0  # of the command, in seconds
 
 @pytest.fixture
 def asked(scripted):
-    """Return a RUNNING job, and its supervisor's ear: what reads the letters that have come."""
+    """Return a RUNNING job, and what reads the bytes on its FIFO."""
     run = scripted()
     run.started()
     with run.open() as directory:
         control = job_directory.open_control(directory)
 
-    def letters():
+    def sent():
         try:
             return os.read(control, 100)
         except BlockingIOError:
             return b""
 
-    yield run, letters
+    yield run, sent
     os.close(control)
 
 
@@ -60,8 +60,8 @@ def refuse(error):
     return fail
 
 
-def wish_of(run):
-    """Return what the stop file asks of a supervisor that has heard a letter."""
+def request_of(run):
+    """Return what the stop file asks of a supervisor that has read a byte."""
     with run.open() as directory, closing(StopRequests(directory, OWN_GRACE)) as stop_requests:
         stop = stop_requests.take()  # a request from before it listened counts, too
     return None if stop is None else (stop.grace, stop.words)
@@ -69,16 +69,16 @@ def wish_of(run):
 
 @GRACES
 def test_stop_that_cannot_be_stored_raises_and_reaches_the_supervisor(
-    jobs, asked, monkeypatch, grace, letter
+    jobs, asked, monkeypatch, grace, byte
 ):
     """On a full disk, the caller gets an error, and the supervisor the stop without a file."""
-    run, letters = asked
+    run, sent = asked
     monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseFull("no space")))
 
     with pytest.raises(DatabaseFull):
         jobs.stop_job(run.id, grace=grace)
 
-    assert letters() == letter
+    assert sent() == byte
     assert "stop" not in run.files()
     assert run.row()["stop_requested"] is None
     run.exit(9, "stopped")
@@ -88,69 +88,67 @@ def test_stop_that_cannot_be_stored_raises_and_reaches_the_supervisor(
 
 
 @GRACES
-def test_stop_that_cannot_be_written_reaches_the_supervisor(
-    jobs, asked, monkeypatch, grace, letter
-):
+def test_stop_that_cannot_be_written_reaches_the_supervisor(jobs, asked, monkeypatch, grace, byte):
     """On a full disk, the supervisor gets the stop; the file is written later."""
-    run, letters = asked
+    run, sent = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
 
     with pytest.raises(DatabaseFull, match=f"the stop request for job {run.id} cannot be written"):
         jobs.stop_job(run.id, grace=grace)
 
-    assert letters() == letter
+    assert sent() == byte
     assert "stop" not in run.files()
     assert run.row()["stop_requested"] is not None
     monkeypatch.undo()
     jobs.recover()
-    assert set(letters()) == set(
-        job_directory.DOORBELL
+    assert set(sent()) == set(
+        job_directory.READ_STOP
     )  # once for the request, and once when it is overdue
-    said, words = wish_of(run)
+    said, words = request_of(run)
     assert said == (OWN_GRACE if grace is None else grace)
     assert words == f"stopping: asked by pid {os.getpid()}: stop"
 
 
 def test_stop_of_a_just_ended_job_is_not_an_error(jobs, asked, monkeypatch):
     """A job that has ended meanwhile takes no request, and that is not an error."""
-    run, letters = asked
+    run, sent = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(FileNotFoundError()))
     job = jobs.stop_job(run.id)
 
     assert (job.status, job.stop_requested is None) == (Status.RUNNING, False)
-    assert letters() == job_directory.DOORBELL
+    assert sent() == job_directory.READ_STOP
 
 
 def test_stop_file_of_a_newer_jobcore_is_a_stop(jobs, asked, monkeypatch):
     """A stop file of a newer protocol stays unchanged, and still stops the job."""
-    run, letters = asked
+    run, sent = asked
     jobs.stop_job(run.id, grace=1)
     with monkeypatch.context() as patch, run.open() as directory:
         patch.setattr(job_directory, "PROTOCOL_VERSION", job_directory.PROTOCOL_VERSION + 1)
         job_directory.write_record(directory, job_directory.STOP, {"grace_ms": 1, "beside": "more"})
     with open(f"{run.path}/stop", "rb") as file:
         before = file.read()
-    letters()
+    sent()
     jobs.recover()
 
-    assert letters() == job_directory.DOORBELL
-    assert wish_of(run) == (OWN_GRACE, "stopping: asked by a host")
+    assert sent() == job_directory.READ_STOP
+    assert request_of(run) == (OWN_GRACE, "stopping: asked by a host")
     with open(f"{run.path}/stop", "rb") as file:
         assert file.read() == before
 
 
-def test_doorbell_without_a_stop_file_stops_nothing(asked):
-    """A doorbell whose file is not there, or torn, stops no job."""
+def test_byte_without_a_stop_file_stops_nothing(asked):
+    """A byte whose stop file is not there, or torn, stops no job."""
     run, _ = asked
-    before = wish_of(run)
+    before = request_of(run)
     with open(f"{run.path}/stop", "wb") as file:
         file.write(b"{}")
 
-    assert (before, wish_of(run)) == (None, None)
+    assert (before, request_of(run)) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("letters", "written", "grace"),
+    ("sent", "written", "grace"),
     [
         (b"S", None, OWN_GRACE),
         (b"K", None, 0),
@@ -161,20 +159,20 @@ def test_doorbell_without_a_stop_file_stops_nothing(asked):
         (b"D", 60_000, 60),
     ],
 )
-def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, written, grace):
+def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, sent, written, grace):
     """Of the graces in messages and in the file, the shortest counts."""
     run, _ = asked
     names = {
         b"S": job_directory.STOP_NOW,
         b"K": job_directory.KILL_NOW,
-        b"D": job_directory.DOORBELL,
+        b"D": job_directory.READ_STOP,
     }
     with run.open() as directory, closing(StopRequests(directory, OWN_GRACE)) as stop_requests:
         assert stop_requests.take() is None
         if written is not None:
             job_directory.write_record(directory, job_directory.STOP, {"grace_ms": written})
-        for letter in letters:
-            job_directory.ring(directory, names[bytes([letter])])
+        for byte in sent:
+            job_directory.send_control(directory, names[bytes([byte])])
         stop_requests.listen()
         stop = stop_requests.take()
         assert stop_requests.take() is None

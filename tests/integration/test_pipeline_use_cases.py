@@ -89,14 +89,14 @@ def test_loggers_with_names_write_to_one_run(jobs):
         handler = run.handler(stream="stderr")
         handler.setFormatter(logging.Formatter("%(name)s | %(message)s"))
         for name in ("tap", "target"):
-            logger = logging.getLogger(f"wishes.{name}")
+            logger = logging.getLogger(f"acme.{name}")
             logger.addHandler(handler)
             logger.warning("begins")
             logger.removeHandler(handler)
 
     assert log_of(jobs, run.job) == [
-        ("stderr", "wishes.tap | begins"),
-        ("stderr", "wishes.target | begins"),
+        ("stderr", "acme.tap | begins"),
+        ("stderr", "acme.target | begins"),
     ]
 
 
