@@ -364,7 +364,7 @@ def open_control(directory: int) -> int:
 
 
 def send_control(directory: int, byte: bytes = READ_STOP) -> None:
-    """Write a byte to the FIFO; no-op if it is full (the supervisor is woken already) or missing."""
+    """Write a byte to the FIFO; no-op if it is missing, or full (as good as written)."""
     try:
         control = open_control(directory)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Retries: what ended ERROR is tried again as a new job, later, and never against a stop request."""
+"""Retries: what ended ERROR is tried again as a new job, later, and never once it is to stop."""
 
 from __future__ import annotations
 
