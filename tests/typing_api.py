@@ -746,7 +746,7 @@ def scripting(path: Path) -> list[UUID]:
     ):
         job = jobs.submit(["etl"])
         elapse(jobs, 2.5, clock, patience=5.0)
-        ends: list[Callable[[], None]] = [clock.attend(Alarm()), clock.watch(scripted.step)]
+        ends: list[Callable[[], None]] = [clock.drive(Alarm()), clock.watch(scripted.step)]
         clock.advance(60)
         clock.advance_to(clock.monotonic() + 1)
         clock.step()

@@ -19,9 +19,9 @@ START_MONOTONIC = 1000.0
 _T = TypeVar("_T")
 
 
-class Attendant(Protocol):
+class Driven(Protocol):
     """
-    An object that waits for a `ManualClock`, which calls it.
+    An object that a `ManualClock` drives: the clock calls `step` when something is due.
 
     Any thread that moves the clock may call these methods, one thread at a time.
     """
@@ -63,7 +63,7 @@ class ManualClock(ForkAware):
         # Wall time is offset plus monotonic time; adding up many small moves would add up errors.
         self._offset = from_datetime(start or START) - round(START_MONOTONIC * 1e6)
         # Keyed by unique objects, because a member can be registered twice and removed once.
-        self._attendants: dict[object, Attendant] = {}
+        self._driven: dict[object, Driven] = {}
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._moving = threading.RLock()  # re-entrant, because a callback may move the clock
         GATE.watch(self)
@@ -117,8 +117,8 @@ class ManualClock(ForkAware):
     def step(self) -> None:
         """Let all waiting objects handle what has arrived by now, without moving time."""
         with self._moving:
-            for attendant in list(self._attendants.values()):
-                attendant.step()
+            for driven in list(self._driven.values()):
+                driven.step()
 
     def jump(self, seconds: float) -> None:
         """
@@ -174,26 +174,26 @@ class ManualClock(ForkAware):
         """
         return _enter(self._callbacks, callback)
 
-    def attend(self, attendant: Attendant) -> Callable[[], None]:
+    def drive(self, driven: Driven) -> Callable[[], None]:
         """
-        Register an object that waits for the clock, such as a `ScriptedExecutor`.
+        Call the `step` of an object, such as a `ScriptedExecutor`, at each time that is due for it.
 
         Args:
-            attendant: The object; see `jobcore.testing.manual_clock.Attendant`.
+            driven: The object; see `jobcore.testing.manual_clock.Driven`.
 
         Returns:
             A function that ends this. It is idempotent.
         """
-        return _enter(self._attendants, attendant)
+        return _enter(self._driven, driven)
 
     def next_due(self) -> float | None:
         """Return the monotonic time at which something is due next; None: nothing is."""
-        moments = [one.due() for one in list(self._attendants.values())]
+        moments = [one.due() for one in list(self._driven.values())]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def runs(self) -> frozenset[str]:
         """Return the tokens of all runs that wait for this clock."""
-        return frozenset().union(*(one.runs() for one in list(self._attendants.values())))
+        return frozenset().union(*(one.runs() for one in list(self._driven.values())))
 
     # --- the fork of the host ---------------------------------------------------
 

@@ -91,12 +91,12 @@ class ScriptedExecutor(ForkAware):
         self._clock = clock or SystemClock()
         self._closed = False
         self._reset()
-        attend = getattr(self._clock, "attend", None)
+        drive = getattr(self._clock, "drive", None)
         watch = getattr(self._clock, "watch", None)
-        # A clock with `attend` calls `step` itself at each due time.
-        self._attends = attend is not None
-        self._end_attendance: Callable[[], None] | None = (
-            attend(self) if attend is not None else None if watch is None else watch(self.step)
+        # A clock with `drive` calls `step` itself at each due time.
+        self._is_driven = drive is not None
+        self._leave_clock: Callable[[], None] | None = (
+            drive(self) if drive is not None else None if watch is None else watch(self.step)
         )
         GATE.watch(self)
 
@@ -204,7 +204,7 @@ class ScriptedExecutor(ForkAware):
         Close the managers first. Idempotent.
         """
         self._closed = True
-        end, self._end_attendance = self._end_attendance, None
+        end, self._leave_clock = self._leave_clock, None
         if end is not None:
             end()
         self._wake()
@@ -234,7 +234,7 @@ class ScriptedExecutor(ForkAware):
             raise LookupError(f"no scripted supervisor runs job {job_id}")
         return found
 
-    # --- as an attendant of a clock ---------------------------------------------
+    # --- driven by a clock ------------------------------------------------------
 
     def due(self) -> float | None:
         """Return the monotonic time at which something is due next; None: nothing is."""
@@ -307,8 +307,8 @@ class ScriptedExecutor(ForkAware):
                 self.step()
 
     def _patience(self) -> float | None:
-        """Return the seconds until something is due; None: a clock with `attend` calls `step`."""
-        due = None if self._attends else self.due()
+        """Return the seconds until something is due; None: a clock with `drive` calls `step`."""
+        due = None if self._is_driven else self.due()
         return None if due is None else min(max(due - self._clock.monotonic(), 0), LONGEST_SLEEP)
 
     def _empty(self) -> None:

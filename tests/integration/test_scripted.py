@@ -871,7 +871,7 @@ def test_a_manager_that_is_closed_watches_no_clock(scripted_setup):
     jobs.close()
     scripted.close()
 
-    assert (scripted_setup.clock._callbacks, scripted_setup.clock._attendants) == ({}, {})
+    assert (scripted_setup.clock._callbacks, scripted_setup.clock._driven) == ({}, {})
 
 
 def test_a_hosts_own_clock_may_be_moved_too(scripted_setup):

@@ -24,7 +24,7 @@ class Waits:
         self.again = again  # seconds from each moment to one more, found out only there
         self.seen = []
         self.steps = 0
-        self.end = clock.attend(self)
+        self.end = clock.drive(self)
 
     def due(self):
         """Return the next of them."""
@@ -132,7 +132,7 @@ def test_the_wall_clock_alone_can_be_set():
     assert (clock.now(), clock.monotonic()) == (1_700_000_001_123_456, at(1))
 
 
-def test_attendants_act_at_their_own_times():
+def test_driven_objects_act_at_their_own_times():
     """However far the clock is moved, it stands at each moment that is due on the way."""
     clock = ManualClock()
     one = Waits(clock, at(5), at(80.25))
@@ -233,7 +233,7 @@ def test_one_who_watches_twice_ends_once():
     assert told == [at(1)]
 
 
-def test_removed_attendant_is_not_called():
+def test_removed_object_is_not_called():
     """The clock does not stop at its times."""
     clock = ManualClock()
     waits = Waits(clock, at(5))
@@ -246,7 +246,7 @@ def test_removed_attendant_is_not_called():
     assert clock.runs() == frozenset()
 
 
-def test_clock_knows_the_runs_of_its_attendants():
+def test_clock_knows_the_runs_of_what_it_drives():
     """The clock knows all of them."""
     clock = ManualClock()
     one, other = Waits(clock), Waits(clock)
