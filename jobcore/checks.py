@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import BaseModel
+
 from jobcore.errors import ArgumentError, shown
 
 #: The largest integer in SQLite.
@@ -83,8 +85,8 @@ def text(value: Any, what: str, error: type[Exception] = ArgumentError) -> str:
 
 
 def several(value: Any, what: str) -> list[Any]:
-    """Return the elements of a collection; a string is one element."""
-    if isinstance(value, str):
+    """Return the elements of a collection; a string and a job are one element."""
+    if isinstance(value, (str, BaseModel)):
         return [value]
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise ArgumentError(f"{what} must be one value or a collection, not {shown(value)}")

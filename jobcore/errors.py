@@ -59,6 +59,12 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def _given_id(given: object) -> object:
+    """Return the id that a caller passed, or that of the job, pipeline or workspace."""
+    some_id = getattr(given, "id", None)
+    return some_id if isinstance(some_id, UUID) else given
+
+
 def _id_shown(some_id: object) -> str:
     return shown(str(some_id) if isinstance(some_id, UUID) else some_id)
 
@@ -86,14 +92,14 @@ class JobNotFound(JobcoreError, LookupError):
     No job has this id; a malformed id counts as unknown.
 
     Attributes:
-        job_id: The id as it was given.
+        job_id: The id as it was given, or that of the job that was given.
     """
 
     status = 404
 
     def __init__(self, job_id: object) -> None:
-        super().__init__(f"no job has the id {_id_shown(job_id)}")
-        self.job_id = job_id
+        self.job_id = _given_id(job_id)
+        super().__init__(f"no job has the id {_id_shown(self.job_id)}")
 
 
 class JobDeleted(JobNotFound):
@@ -105,14 +111,14 @@ class WorkspaceNotFound(JobcoreError, LookupError):
     No workspace has this id.
 
     Attributes:
-        workspace_id: The id as it was given.
+        workspace_id: The id as it was given, or that of the workspace that was given.
     """
 
     status = 404
 
     def __init__(self, workspace_id: object) -> None:
-        super().__init__(f"no workspace has the id {_id_shown(workspace_id)}")
-        self.workspace_id = workspace_id
+        self.workspace_id = _given_id(workspace_id)
+        super().__init__(f"no workspace has the id {_id_shown(self.workspace_id)}")
 
 
 class PipelineNotFound(JobcoreError, LookupError):
@@ -120,14 +126,14 @@ class PipelineNotFound(JobcoreError, LookupError):
     No pipeline has this id.
 
     Attributes:
-        pipeline_id: The id as it was given.
+        pipeline_id: The id as it was given, or that of the pipeline that was given.
     """
 
     status = 404
 
     def __init__(self, pipeline_id: object) -> None:
-        super().__init__(f"no pipeline has the id {_id_shown(pipeline_id)}")
-        self.pipeline_id = pipeline_id
+        self.pipeline_id = _given_id(pipeline_id)
+        super().__init__(f"no pipeline has the id {_id_shown(self.pipeline_id)}")
 
 
 class InvalidTransition(JobcoreError):

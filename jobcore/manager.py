@@ -155,8 +155,9 @@ class JobManager:
     `StoreError` when the database fails. Nothing was changed then, except that a stop,
     a cancellation or a deletion may have begun: call the method again. A wrong
     argument is an `ArgumentError`, which is a `ValueError`; so is a list in the place
-    of an id. A text that is not a UUID is treated as an unknown id. Times are UTC.
-    Returned lists, models and texts are copies.
+    of an id. Where a method takes an id, it also takes the `Job`, `Pipeline` or
+    `Workspace` itself; a text that is not a UUID is treated as an unknown id. Times are
+    UTC. Returned lists, models and texts are copies.
 
     In an event loop (asyncio, trio, or anyio on either), await the methods that end in
     `_async`. Call all others in a thread, as in `await asyncio.to_thread(jobs.submit,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobcore.command import Command
+    from jobcore.models import Job
     from jobcore.retries import Retries
 
     Words: TypeAlias = Sequence[str | bytes | os.PathLike[str]]
@@ -40,7 +41,7 @@ class Submission:
             with a time zone.
         expires: Seconds from its creation, or a time with a time zone: if it has not started by
             then, it is cancelled.
-        after: The jobs that it waits for: their ids, or the `ref` of jobs of the same call.
+        after: The jobs that it waits for, their ids, or the `ref` of jobs of the same call.
         run_if: How they have to end, as in `submit`.
         retries: How often it is tried again, as in `submit`.
         on_complete, on_error, on_stopped: What runs after it has ended that way, as in `submit`.
@@ -56,7 +57,7 @@ class Submission:
     group: str | None = None
     not_before: float | datetime | None = None
     expires: float | datetime | None = None
-    after: Sequence[UUID | str] | None = None
+    after: Job | Sequence[UUID | str | Job] | None = None
     run_if: Literal["complete", "ended", "failed"] | None = None
     retries: Retries | int | None = None
     on_complete: Hook = None

@@ -27,6 +27,7 @@ from jobcore.functions.call import describe
 from jobcore.hooks import HOOK_STATUSES as HOOKS
 from jobcore.hooks import checked_hooks
 from jobcore.lifecycle import Status
+from jobcore.models import Job
 from jobcore.retries import checked_retries
 from jobcore.storage import dependencies, environments
 from jobcore.submission import Submission
@@ -198,14 +199,14 @@ def checked_timeout(timeout: Any) -> float:
 
 def checked_one(job_id: T) -> T:
     """Return the id of a job to wait for; refuse a collection of ids."""
-    if isinstance(job_id, Iterable) and not isinstance(job_id, (str, bytes)):
+    if isinstance(job_id, Iterable) and not isinstance(job_id, (str, bytes, Job)):
         raise ArgumentError(f"wait takes one id, and wait_all several: {shown(job_id)}")
     return job_id
 
 
 def checked_ids(job_ids: Iterable[T], call: str) -> list[T]:
     """Return the ids that a call takes; refuse a single id."""
-    if isinstance(job_ids, (str, bytes)) or not isinstance(job_ids, Iterable):
+    if isinstance(job_ids, (str, bytes, Job)) or not isinstance(job_ids, Iterable):
         raise ArgumentError(f"{call} takes several ids: pass a list, not {shown(job_ids)}")
     return list(job_ids)
 
@@ -435,10 +436,11 @@ RUN_IF = (dependencies.COMPLETE, dependencies.ENDED, dependencies.FAILED)
 def _dependency_fields(after: Any, run_if: Any) -> dict[str, Any]:
     """Return the columns of a new job that say what it waits for, and `after` itself."""
     checks.one_of(run_if, "run_if", RUN_IF, CommandError)
-    upstreams = [after] if isinstance(after, UUID) else checks.several(after, "after")
+    given = [after] if isinstance(after, UUID) else checks.several(after, "after")
+    upstreams = [one.id if isinstance(one, Job) else one for one in given]
     for one in upstreams:
         if not isinstance(one, (str, UUID)):
-            raise ArgumentError(f"after must be ids of jobs, not {shown(one)}")
+            raise ArgumentError(f"after must be jobs or their ids, not {shown(one)}")
     if not upstreams:
         return {}
     return {"after": upstreams, "run_if": run_if, "unmet": len(upstreams)}

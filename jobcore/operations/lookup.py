@@ -35,14 +35,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A UUID, or its text. A text that is not a UUID is treated as an unknown id.
-Id = UUID | str
+#: A job, pipeline or workspace; or its id, a UUID or the text of one. A text that is not a UUID is
+#: treated as an unknown id.
+Id = UUID | str | Job | Pipeline | Workspace
 
 
 def parse_id(some_id: Id) -> UUID | None:
     """Return the id as a UUID, or None if it is not one."""
     if isinstance(some_id, UUID):
         return some_id
+    if isinstance(some_id, (Job, Pipeline, Workspace)):
+        return some_id.id
     if isinstance(some_id, Collection) and not isinstance(some_id, (str, bytes)):
         raise ArgumentError(f"an id must be one UUID or its text, not {shown(some_id)}")
     try:
