@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel
-
 from jobcore.errors import ArgumentError, shown
 
 #: The largest integer in SQLite.
@@ -85,8 +83,8 @@ def text(value: Any, what: str, error: type[Exception] = ArgumentError) -> str:
 
 
 def several(value: Any, what: str) -> list[Any]:
-    """Return the elements of a collection; a string and a job are one element."""
-    if isinstance(value, (str, BaseModel)):
+    """Return the elements of a collection; a string is one element."""
+    if isinstance(value, str):
         return [value]
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise ArgumentError(f"{what} must be one value or a collection, not {shown(value)}")

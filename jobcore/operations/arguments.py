@@ -436,7 +436,7 @@ RUN_IF = (dependencies.COMPLETE, dependencies.ENDED, dependencies.FAILED)
 def _dependency_fields(after: Any, run_if: Any) -> dict[str, Any]:
     """Return the columns of a new job that say what it waits for, and `after` itself."""
     checks.one_of(run_if, "run_if", RUN_IF, CommandError)
-    given = [after] if isinstance(after, UUID) else checks.several(after, "after")
+    given = [after] if isinstance(after, (UUID, Job)) else checks.several(after, "after")
     upstreams = [one.id if isinstance(one, Job) else one for one in given]
     for one in upstreams:
         if not isinstance(one, (str, UUID)):
