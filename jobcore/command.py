@@ -114,7 +114,8 @@ class Command:
         put(self, "stdout_to", _checked_stdout_to(self.stdout_to))
         if self.pty and (self.stdout_to is not None or self.separate_streams):
             raise CommandError(
-                "a terminal has one stream: pty does not go with stdout_to or separate_streams"
+                "pty cannot be combined with stdout_to or separate_streams: "
+                "a terminal has one stream"
             )
         if self.stdout_to is not None:
             put(self, "separate_streams", True)

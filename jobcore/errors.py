@@ -295,7 +295,7 @@ class NotAcceptable(JobcoreError):
 
 
 class ScheduleError(JobcoreError, ValueError):
-    """A schedule is invalid, never comes true, or cannot be evaluated on this system."""
+    """A schedule is invalid, matches no time, or cannot be evaluated on this system."""
 
     status = 400
 

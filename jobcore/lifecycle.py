@@ -3,7 +3,8 @@ Lifecycle: the rules for a job's status, in one place.
 
 One `transitions` machine defines which trigger leads from which status to which. The
 guards of the UPDATE statements, the constraints and triggers of the tables, and the
-diagram in README are generated from it. This module uses no database, process or clock.
+diagram in `docs/guarantees.md` are generated from it. This module uses no database, process
+or clock.
 """
 
 from __future__ import annotations

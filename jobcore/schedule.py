@@ -76,7 +76,7 @@ class Schedule:
         time_zone: The name of the time zone of the fields, as in the tz database.
 
     Raises:
-        ScheduleError: The expression is invalid or never comes true, the time zone is
+        ScheduleError: The expression is invalid or matches no time, the time zone is
             unknown on this system, or the extra `schedule` is not installed.
     """
 
@@ -331,7 +331,7 @@ def _checked(expression: str, fields: str) -> bool:
     fixed = not (minute.startswith(("*", "0/")) or hour.startswith(("*", "0/")))
     fixed = fixed and len(cron.hours) < 24
     if next(cron, None) is None:
-        raise ScheduleError(f"the schedule {expression!r} never comes true")
+        raise ScheduleError(f"the schedule {expression!r} matches no time")
     return fixed
 
 

@@ -79,8 +79,8 @@ Each = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="One job for each line of FILE, which replaces {} in COMMAND, or is its last word; - "
-        "reads standard input.",
+        help="Run one job for each line of FILE; - reads standard input. The line replaces {} in "
+        "COMMAND, or becomes its last word.",
     ),
 ]
 Null = Annotated[

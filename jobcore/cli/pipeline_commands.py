@@ -355,7 +355,7 @@ def set_pipeline(
             given = command_options.environment(env or [])
             changes["env"] = {**old, **command_options.from_files(env_file), **given}
         if not changes:
-            raise CommandError("nothing is to be changed: give an option or a command")
+            raise CommandError("there is nothing to change: give an option or a command")
         changed = jobs.update_pipeline(found.id, **changes)
     if as_json:
         output.print_json(changed)

@@ -73,8 +73,8 @@ def run(
         str | None,
         typer.Option(
             metavar="[FILE]",
-            help="Standard input of the command: FILE; without FILE, that of run, read before "
-            "the job starts.",
+            help="Standard input of the command: FILE, or without FILE the standard input of run, "
+            "read before the job starts.",
         ),
     ] = None,
     name: command_options.Name = None,

@@ -55,7 +55,7 @@ def submit(
         typer.Option(
             parser=time_limit,
             metavar="TIME",
-            help="With --key: nor within this time after that job was created.",
+            help="With --key: create none within this time after that job's creation, either.",
         ),
     ] = None,
     after: Annotated[
@@ -66,7 +66,7 @@ def submit(
         RunIf,
         typer.Option(
             metavar="WORD",
-            help="How all jobs of --after have to end: complete, failed, or ended, in any way. "
+            help="How all jobs of --after have to end: complete, failed, or ended (in any way). "
             "[complete]",
         ),
     ] = RunIf.COMPLETE,
@@ -94,7 +94,8 @@ def submit(
         str | None,
         typer.Option(
             metavar="[FILE]",
-            help="Standard input of the command: FILE; without FILE, that of submit, read now.",
+            help="Standard input of the command: FILE, or without FILE the standard input of "
+            "submit, read now.",
         ),
     ] = None,
     name: command_options.Name = None,

@@ -85,7 +85,7 @@ def ends(jobs, job):
 
 @pytest.fixture
 def due(jobs):
-    """Return a pipeline whose schedule comes true at once, in the manager that looks."""
+    """Return a pipeline whose schedule is due at once, in the manager that looks."""
     made = jobs.create_pipeline("due", ["true"], schedule="0 0 1 1 *")
 
     def make_due():

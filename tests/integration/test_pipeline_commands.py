@@ -281,7 +281,7 @@ def test_names_that_are_unclear_are_refused_with_a_hint(jobs, database):
         (["create", "p", "ls", "-l"], "No such option: -l"),
         (["create", "p", "--schedule", "soon", "--", "x"], "is not a cron expression"),
         (["create", "p", "--timeout", "soon", "--", "x"], "time-out must be"),
-        (["set", "q"], "nothing is to be changed"),
+        (["set", "q"], "there is nothing to change"),
         (["set", "q", "--catch-up", "some"], "catch_up must be one of"),
         ([], "Missing command; see jobcore pipeline --help"),
         (["lst"], "Did you mean 'list'"),

@@ -122,7 +122,7 @@ def test_no_expression_is_refused(expression):
     ["0 0 30 2 *", "0 0 0 30 FEB ?", "0 0 31 4,6,9,11 *", "* * */20 * 1L"],
 )
 def test_schedule_that_never_matches_is_refused(expression):
-    """An expression that never comes true is refused when it is given."""
+    """An expression that matches no time is refused when it is given."""
     with pytest.raises(ScheduleError):
         Schedule(expression)
 
@@ -149,7 +149,7 @@ def test_schedule_is_a_value():
     assert back.next_after(moment) == one.next_after(moment)
 
 
-# When it comes true
+# The times that it matches
 
 
 def test_next_is_strictly_later_and_in_utc():
