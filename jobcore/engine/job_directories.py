@@ -415,6 +415,22 @@ class Directories(ForkAware):
             finally:
                 os.close(lock)
 
+    def is_lock_of(self, directory: int, token: str) -> bool:
+        """
+        Tell whether the lock file is certainly the one that the supervisor of a run would hold.
+
+        A cleaner may have removed that one, or a tool may have replaced it by a copy.
+        """
+        with GATE:
+            try:
+                lock = job_directory.open_lock(directory)
+            except FileNotFoundError:
+                return False
+            try:
+                return job_directory.is_signed(lock) or job_directory.is_marked(lock, token)
+            finally:
+                os.close(lock)
+
     @contextmanager
     def locked(self, name: str) -> Iterator[int | None]:
         """
@@ -508,6 +524,13 @@ class Directories(ForkAware):
                 os.rmdir(name, dir_fd=self.root)
         except FileNotFoundError:
             pass  # another process finished it
+
+
+def recorded_namespace(directory: int) -> int | None:
+    """Return the pid namespace of the supervisor that made a job's record; None: unknown."""
+    record = job_directory.read_record(directory, job_directory.RUN)
+    namespace = None if record is None else record.get("pid_namespace")
+    return namespace if isinstance(namespace, int) else None
 
 
 def _require_name(name: str) -> None:

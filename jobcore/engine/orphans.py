@@ -17,7 +17,7 @@ import time
 
 from jobcore import tuning
 from jobcore.engine import procfs
-from jobcore.supervisor import job_directory, pids
+from jobcore.supervisor import job_directory, pids, system_calls
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
@@ -25,6 +25,8 @@ COOKIE = "JOBCORE_RUN"
 PAUSE = 0.01
 #: The process has ended, or belongs to another user.
 _UNREADABLE = (FileNotFoundError, ProcessLookupError, PermissionError)
+#: The inode of the machine's first pid namespace, from linux/proc_ns.h: it sees all processes.
+_FIRST_NAMESPACE = 0xEFFFFFFC
 #: How often one look lists the processes again, as long as it finds new ones.
 _LISTS = 20
 
@@ -111,6 +113,31 @@ def _kill_one(pid: int, cookie: str) -> bool:
     except PermissionError:
         return False
     return True
+
+
+def is_supervised(token: str, namespace: int | None) -> bool | None:
+    """
+    Tell whether a run of this boot has a supervisor, without its lock file.
+
+    The kernel's list of all locks covers every pid namespace, but may miss a lock. Its lists per
+    process are certain, but only cover visible processes. So use both.
+
+    Args:
+        namespace: The pid namespace of the supervisor; None: it is not known.
+
+    Returns:
+        None: it cannot be seen from here. Do not settle the job then.
+
+    Raises:
+        OSError: No descriptor is free for the check, so the answer is unknown.
+    """
+    if job_directory.is_run_locked(token) or find_holders(token):
+        return True
+    if os.access(job_directory.LOCKS, os.R_OK):
+        return False
+    own = system_calls.pid_namespace()
+    is_visible = are_visible() and own in (namespace, _FIRST_NAMESPACE)
+    return False if is_visible else None
 
 
 def find_holders(token: str) -> list[int]:

@@ -167,7 +167,9 @@ class _Locks(ForkAware):
             lock.descriptor = job_directory.make_file(PREFIX + lock.name, os.O_RDWR, root)
             GATE.register(lock.descriptor)
             lock.identity = _identity(lock.descriptor)
-            _sign(lock.descriptor)
+            # On a full disk the file stays empty and counts as a copy: the process decides.
+            with contextlib.suppress(OSError):
+                job_directory.sign(lock.descriptor)
             # This fails only if another process is about to remove the file; then try again.
             job_directory.try_lock(lock.descriptor, job_directory.WHOLE)
         return lock
@@ -189,26 +191,6 @@ class _Locks(ForkAware):
 def _identity(root: int) -> tuple[int, int]:
     facts = os.fstat(root)
     return facts.st_dev, facts.st_ino
-
-
-def _signature(descriptor: int) -> bytes:
-    return b"%d\n" % os.fstat(descriptor).st_ino
-
-
-def _sign(descriptor: int) -> None:
-    """Write the inode of a lock file into it, which distinguishes the file from a copy."""
-    # On a full disk the file stays empty and counts as a copy: the process decides.
-    with contextlib.suppress(OSError):
-        os.pwrite(descriptor, _signature(descriptor), 0)
-
-
-def _is_signed(descriptor: int) -> bool:
-    """Tell whether a lock file is the one that its owner made."""
-    expected = _signature(descriptor)
-    try:
-        return os.pread(descriptor, len(expected) + 1, 0) == expected
-    except OSError:
-        return False  # for example, it is a FIFO
 
 
 def _is_in_place(lock: _Lock, root: int) -> bool:
@@ -330,7 +312,7 @@ class Ownership:
                 if job_directory.is_locked(descriptor):
                     return True
                 # A tool may have replaced the file; then no process locks the new one.
-                return None if signed and not _is_signed(descriptor) else False
+                return None if signed and not job_directory.is_signed(descriptor) else False
             finally:
                 os.close(descriptor)
 

@@ -23,7 +23,7 @@ from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import DIRECTORY_WORKER, handed_over
 from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
-from jobcore.engine.job_directories import Directories
+from jobcore.engine.job_directories import Directories, recorded_namespace
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement, concerns_all_jobs
 from jobcore.engine.remover import Remover, Throttle
@@ -93,6 +93,7 @@ class Recovery:
         self._killing: dict[int, float] = {}
         self._unfinished = False
         self._undecided = False
+        self._repairs = False
         self._last_swept = 0  # the number of the last job that a sweep has examined
 
     # --- one job ----------------------------------------------------------------
@@ -202,17 +203,12 @@ class Recovery:
         Do what is possible for a job that cannot be reconciled now because of its files.
 
         If its supervisor is dead, kill the orphans. If it is alive, redeliver a stop request.
-        The kernel's list of locks tells which, without the job directory.
+        The kernel's lists of locks tell which, without the job directory.
         """
         try:
-            if (
-                not run.supervised
-                or not os.access(job_directory.LOCKS, os.R_OK)
-                or not self._is_of_this_boot(run)
-                or not self.is_here(run)
-            ):
+            if not run.supervised or not self._may_be_of_this_boot(run) or not self.is_here(run):
                 return
-            if _is_supervised(run):
+            if self._is_supervised(run):
                 if run.stop_requested is not None:
                     self._stopper.redeliver(run)
             elif orphans.are_visible() and not orphans.is_inside(run.cookie or ""):
@@ -243,6 +239,11 @@ class Recovery:
 
     def _is_of_this_boot(self, run: Run) -> bool:
         return run.boot_id == self._directories.boot_id
+
+    def _may_be_of_this_boot(self, run: Run) -> bool:
+        """Tell whether a run is of this boot; true also if that is not known of one of them."""
+        boot_id = self._directories.boot_id
+        return None in (boot_id, run.boot_id) or boot_id == run.boot_id
 
     def require_root(self) -> bool:
         """
@@ -329,26 +330,57 @@ class Recovery:
             return True
 
     def _is_alive(self, run: Run) -> bool:
-        """Tell whether the job has a supervisor, by its lock, even if the lock file was removed."""
-        has_lock = False
+        """
+        Tell whether the job has a supervisor, by its lock, even if the lock file was removed.
+
+        Raises:
+            StoreError: That cannot be seen from here.
+        """
+        is_certain = False
         try:
             with self._directories.open(run.name) as directory:
                 if self._directories.is_held(directory):
                     return True
-                has_lock = job_directory.LOCK in os.listdir(directory)
+                is_certain = self._directories.is_lock_of(directory, run.token or "")
         except FileNotFoundError:
             pass
-        return (
-            self._is_of_this_boot(run)
-            and self.is_here(run)
-            and (job_directory.is_run_locked(run.token or "") if has_lock else _is_supervised(run))
-        )
+        if not self._may_be_of_this_boot(run) or not self.is_here(run):
+            return False
+        if is_certain:
+            return job_directory.is_run_locked(run.token or "")
+        return self._is_supervised(run)
+
+    def _is_supervised(self, run: Run) -> bool:
+        """
+        Tell whether a run of this directory has a supervisor, without its lock file.
+
+        Raises:
+            StoreError: That cannot be seen from here, and `repair` was not called.
+        """
+        found = orphans.is_supervised(run.token or "", self._namespace_of(run))
+        if found is None and not self._repairs:
+            # If the supervisor is alive, it makes its lock file again within seconds.
+            repair = f"`jobcore --db {self._database.path} doctor --repair`"
+            raise StoreError(
+                f"job {name_of(run)}: its lock file was removed or replaced, and whether its "
+                f"supervisor is alive cannot be seen from here ({job_directory.LOCKS} cannot be "
+                "read, and it may be in another pid namespace); open the database where it can be "
+                f"seen, or, if the job has ended, run {repair}"
+            )
+        return bool(found)
+
+    def _namespace_of(self, run: Run) -> int | None:
+        try:
+            with self._directories.open(run.name) as directory:
+                return recorded_namespace(directory)
+        except FileNotFoundError:
+            return None
 
     def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
         """Settle a job without a supervisor, after its orphans have ended."""
         if orphans.is_inside(run.cookie or ""):
             return run
-        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
+        if not kill and self._may_be_of_this_boot(run) and self._may_be_left(run):
             return run  # left to a manager, which is allowed to kill them
         try:
             with self._directories.locked(run.name) as directory:
@@ -409,7 +441,7 @@ class Recovery:
         never = directory is not None and self._never_started(run, directory)
         notes = []
         unreaped: tuple[int, ...] = ()
-        if not never and self._is_of_this_boot(run):
+        if not never and self._may_be_of_this_boot(run):
             unreaped, note = self._end_leftovers(run, directory, until)
             notes += [note] if note else []
         if never:
@@ -598,6 +630,8 @@ class Recovery:
         """
         Make a missing directory of job directories again, and settle the jobs that ran in it.
 
+        It also settles jobs whose supervisors cannot be seen from here; see `_is_supervised`.
+
         Returns:
             The jobs that this call settled.
 
@@ -618,7 +652,11 @@ class Recovery:
         except OSError as error:
             raise filesystem.typed(f"{self._database.path}.jobs", error) from error
         self._directories.reopen()
-        return self.sweep(everything=True)
+        self._repairs = True
+        try:
+            return self.sweep(everything=True)
+        finally:
+            self._repairs = False
 
     @handed_over
     def refresh(self) -> None:
@@ -705,19 +743,6 @@ class Recovery:
             self._postponed.succeed(name)
 
 
-def _is_supervised(run: Run) -> bool:
-    """
-    Tell whether a run of this boot has a supervisor, even if its lock file is gone.
-
-    The kernel's list of all locks covers every pid namespace, but may miss a lock. Its lists per
-    process are certain, but only cover visible processes. So use both.
-    """
-    token = run.token or ""
-    return job_directory.is_run_locked(token) or bool(orphans.find_holders(token))
-
-
 def _is_of_other_namespace(directory: int) -> bool:
     """Tell whether a job's record names another pid namespace; False if it names none."""
-    record = job_directory.read_record(directory, job_directory.RUN)
-    namespace = None if record is None else record.get("pid_namespace")
-    return namespace not in (None, system_calls.pid_namespace())
+    return recorded_namespace(directory) not in (None, system_calls.pid_namespace())

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from jobcore.clock import to_datetime
 from jobcore.engine import orphans
-from jobcore.engine.job_directories import Directories, DirectoryId
+from jobcore.engine.job_directories import Directories, DirectoryId, recorded_namespace
 from jobcore.engine.ownership import Ownership
 from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
 from jobcore.models import Finding
@@ -395,11 +395,14 @@ class _Examination:
     def _state_of(self, running: _Running) -> str:
         """Return what is wrong with a RUNNING job; empty if it has a supervisor."""
         directories = Directories(self._path)
+        is_certain, namespace = False, None
         try:
             with directories.open(running.id.hex) as directory:
                 held = directories.is_held(directory)  # first: the record is written under the lock
                 if held or job_directory.read_exit(directory, running.token) is not None:
                     return "" if held else "ended and not settled yet"
+                is_certain = directories.is_lock_of(directory, running.token)
+                namespace = recorded_namespace(directory)
                 what = "RUNNING with a free lock: the supervisor is dead"
         except (FileNotFoundError, DatabaseGone):
             what = "RUNNING without a directory"
@@ -410,8 +413,13 @@ class _Examination:
         known = DirectoryId.parse(running.directory_id)
         if known is not None and known.root != self._root():
             return "RUNNING, but not here: its directory was removed, or this is a copy"
-        # Ask the kernel's list of locks: the lock file of a live supervisor may have been removed.
-        return "" if known is not None and job_directory.is_run_locked(running.token) else what
+        if known is None or is_certain:
+            return what
+        # The lock file of a live supervisor may have been removed: search for the supervisor.
+        found = orphans.is_supervised(running.token, namespace)
+        if found is None:
+            return "RUNNING without its lock file, and its supervisor cannot be seen from here"
+        return "" if found else what
 
     def _root(self) -> int | None:
         """Return the inode of the directory of job directories; None if it is missing."""

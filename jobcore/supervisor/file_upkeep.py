@@ -131,6 +131,7 @@ class FileUpkeep:
             ):  # else another process checks the lock right now: retry soon
                 # Only once the new file is locked, because a run without a lock counts as dead.
                 os.dup2(new, self._request.lock, inheritable=False)
+                job_directory.sign(new)  # after that, because a free signed lock is proof
         finally:
             os.close(new)
 

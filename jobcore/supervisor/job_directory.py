@@ -178,8 +178,8 @@ def mark_unstarted(lock: int, token: str) -> None:
 
 
 def mark_started(lock: int) -> None:
-    """Remove the mark of `mark_unstarted`. Call it before the command is started."""
-    os.ftruncate(lock, 0)
+    """Replace the mark of `mark_unstarted` by `sign`. Call it before the command is started."""
+    sign(lock)
 
 
 def is_unstarted(directory: int, token: str) -> bool:
@@ -189,9 +189,40 @@ def is_unstarted(directory: int, token: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return os.pread(lock, 64, 0) == token.encode("ascii")
+        return is_marked(lock, token)
     finally:
         os.close(lock)
+
+
+def is_marked(lock: int, token: str) -> bool:
+    """Tell whether the lock file has the mark of `mark_unstarted`."""
+    return os.pread(lock, 64, 0) == token.encode("ascii")
+
+
+def sign(lock: int) -> None:
+    """
+    Write the inode of a lock file into it, which distinguishes the file from a copy.
+
+    Raises:
+        OSError: It cannot be written, for lack of space for example.
+    """
+    signature = _signature(lock)
+    # Write first: on a full disk, an emptied file could not be written again.
+    os.pwrite(lock, signature, 0)
+    os.ftruncate(lock, len(signature))
+
+
+def is_signed(lock: int) -> bool:
+    """Tell whether a lock file is the one that its owner made, and not a copy."""
+    expected = _signature(lock)
+    try:
+        return os.pread(lock, len(expected) + 1, 0) == expected
+    except OSError:
+        return False  # for example, it is a FIFO
+
+
+def _signature(lock: int) -> bytes:
+    return b"%d\n" % os.fstat(lock).st_ino
 
 
 # --- directories, and the files in them ---------------------------------------

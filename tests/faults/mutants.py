@@ -345,7 +345,7 @@ MUTANTS = (
     Mutant(
         "looking kills what is left of a job",
         "engine/recovery.py",
-        "        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):\n",
+        "        if not kill and self._may_be_of_this_boot(run) and self._may_be_left(run):\n",
         "        if not kill and not self._is_of_this_boot(run) and self._may_be_left(run):\n",
         (COPIES,),
     ),

@@ -15,8 +15,10 @@ import pytest
 from jobcore import JobManager, Reason, Status, tuning
 from jobcore.engine import orphans
 from jobcore.engine.supervisor_pool import SupervisorPool
+from jobcore.supervisor import job_directory
 from tests.faults.invariants import check
 from tests.jobfiles import cookie_of
+from tests.mounts import in_own_mounts, mount_proc
 from tests.processes import PATIENCE, ROOT, carrying, children, in_child, until
 
 #: From linux/sched.h.
@@ -193,6 +195,47 @@ def _closed_with_a_job(database):
 def test_host_as_pid_1_keeps_no_zombie(database, host, expected):
     """The first process of a container gets the supervisors that end, and reaps each of them."""
     assert in_child(host, database) == expected
+
+
+def test_running_job_without_its_files_is_not_settled_from_a_container(database):
+    """A container that sees neither its supervisor nor any lock nor the boot: it keeps RUNNING."""
+
+    def look():
+        mount_proc("subset=pid")
+        with JobManager(database, slots=0) as jobs:
+            settled = jobs.recover()
+            said = " ".join(one.detail for one in jobs.check())
+            return settled, str(jobs.list_jobs()[0].status), "cannot be seen from here" in said
+
+    def in_container():
+        assert ctypes.CDLL(None).unshare(_NEW_PIDS) == 0
+        return in_child(look)
+
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sh", "-c", "echo begun; exec sleep 1000"])
+        next(jobs.follow(job.id))
+    path = f"{database}.jobs/{job.id.hex}"
+    directory = os.open(path, os.O_RDONLY)
+    supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]
+    os.close(directory)
+    os.kill(supervisor, signal.SIGSTOP)  # so that it does not restore them meanwhile
+    seen = []
+    try:
+        for swept in ("lock", "run", "ctl"):
+            os.unlink(f"{path}/{swept}")
+            seen.append(in_own_mounts(in_container))
+        shutil.rmtree(path)
+        seen.append(in_own_mounts(in_container))
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    until(lambda: os.path.exists(f"{path}/run"), "the repaired files")
+    seen.append(in_own_mounts(in_container))
+    with JobManager(database, slots=1) as jobs:
+        jobs.stop_job(job.id)
+        ended = jobs.wait(job.id, PATIENCE)
+
+    assert seen == [([], "RUNNING", True)] * 4 + [([], "RUNNING", False)]
+    assert (ended.status, ended.reason) == (Status.STOPPED, Reason.STOPPED)
 
 
 # --- /proc of another namespace -----------------------------------------------

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseBusy, JobDeleted, JobManager, Status
+from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, StoreError
 from jobcore.embedding import failpoints
 from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
@@ -341,6 +341,76 @@ def test_looking_from_another_namespace_gives_no_verdict(jobs, scripted):
     run.die()
 
     assert ending(jobs.get_job(run.id)) == ("RUNNING", None, None)
+
+
+def copy_lock(path):
+    """Replace a lock file by a copy, as a tool that restores files does."""
+    shutil.copy2(path, f"{path}.copy")
+    os.rename(f"{path}.copy", path)
+
+
+@pytest.mark.usefixtures("quick_failures")
+@pytest.mark.parametrize("sweep", [os.unlink, copy_lock])
+def test_job_is_not_settled_without_its_lock_file_where_no_lock_can_be_seen(
+    jobs, scripted, monkeypatch, caplog, sweep
+):
+    """Its supervisor may be alive: the error names the remedy, and its lock file decides again."""
+    monkeypatch.setattr(job_directory, "LOCKS", "/nowhere/locks")
+    run = scripted()
+    run.started(pid_namespace=1)
+    monkeypatch.setattr(orphans, "_FIRST_NAMESPACE", 0)
+    os.rename(f"{run.path}/lock", f"{run.path}/moved")
+    shutil.copy2(f"{run.path}/moved", f"{run.path}/lock")
+    sweep(f"{run.path}/lock")
+    settled = jobs.recover()
+    findings = [one.detail for one in jobs.check()]
+    with pytest.raises(StoreError, match=r"cannot be seen from here.*doctor --repair"):
+        jobs.wait(run.id, 30)
+    os.rename(f"{run.path}/moved", f"{run.path}/lock")
+    jobs.recover()
+    seen = jobs.get_job(run.id)
+    run.die()
+    jobs.recover()
+
+    assert settled == []
+    assert "its supervisor cannot be seen from here" in str(findings)
+    assert "cannot be seen from here" in caplog.text
+    assert ending(seen) == ("RUNNING", None, None)
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_repair_settles_a_job_whose_supervisor_cannot_be_seen(jobs, scripted, monkeypatch):
+    """Nothing else could end it, if its supervisor is dead."""
+    monkeypatch.setattr(job_directory, "LOCKS", "/nowhere/locks")
+    monkeypatch.setattr(orphans, "_FIRST_NAMESPACE", 0)
+    run = scripted()
+    run.started(pid_namespace=1)
+    os.unlink(f"{run.path}/lock")
+    run.die()
+    before = jobs.recover()
+    parts(jobs).recovery.repair()
+
+    assert before == []
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+@pytest.mark.parametrize("boot_id", [None, ""])
+def test_job_of_an_unknown_boot_may_be_alive_without_its_lock_file(
+    jobs, scripted, monkeypatch, boot_id
+):
+    """Where /proc does not show the boot, the job is not taken for one of an earlier boot."""
+    run = scripted()
+    run.started()
+    if boot_id is None:
+        run.update(boot_id=None)
+    else:
+        monkeypatch.setattr(parts(jobs).directories, "boot_id", None)
+    os.unlink(f"{run.path}/lock")
+    settled = jobs.recover()
+    run.die()
+
+    assert settled == []
+    assert [job.id for job in jobs.recover()] == [run.id]
 
 
 def test_leftovers_in_an_inner_namespace_are_killed(jobs, scripted):
