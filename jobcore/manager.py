@@ -326,6 +326,7 @@ class JobManager:
             in_steps=lambda: any(one.is_unfinished() for one in (recovery, expiry, retention)),
             postponed=postponed,
         )
+        recovery.connected = self._dispatcher.connected
         self._liveness = self._dispatcher.liveness
 
     # --- creating -----------------------------------------------------------------

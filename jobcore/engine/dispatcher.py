@@ -155,6 +155,10 @@ class Dispatcher(ForkAware):
         with self._lock:  # wait for a claim that is committed but not recorded yet
             return [*self._unsettled, *(claim.run for claim in self._claims.values())]
 
+    def connected(self) -> set[int]:
+        """Return the numbers of the jobs whose supervisors have taken them, and report here."""
+        return {one.run.number for one in self._claims.values() if one.supervisor and one.accepted}
+
     def is_idle(self) -> bool:
         """
         Tell whether this manager runs no job, and could claim none now.

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from uuid import UUID
 
@@ -46,6 +46,10 @@ from jobcore.storage.database import Database
 from jobcore.storage.statement import driver_of
 from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
+
+#: Of so many sweeps, one examines the files of a job whose supervisor is connected to this process.
+#: It reports output and the end itself, and its death closes the connection.
+SWEEPS_PER_LOOK = 5
 
 
 class _OrphansAlive(Exception):
@@ -95,6 +99,9 @@ class Recovery:
         self._undecided = False
         self._repairs = False
         self._last_swept = 0  # the number of the last job that a sweep has examined
+        self._sweeps = 0
+        #: Returns the numbers of the jobs whose supervisors report to this process.
+        self.connected: Callable[[], Collection[int]] = tuple
 
     # --- one job ----------------------------------------------------------------
 
@@ -577,6 +584,8 @@ class Recovery:
         """
         Look at every RUNNING job, at unfinished deletions and at stale directories.
 
+        The files of jobs whose supervisors are connected to this process are examined less often.
+
         Args:
             everything: Also import jobs that another manager is importing, and wait up to the
                 busy timeout for each write.
@@ -597,9 +606,14 @@ class Recovery:
         offsets = {run.number: run.spool_offset for run in running}
         until = math.inf if everything else time.monotonic() + tuning.SWEEP
         patience = None if everything else tuning.READ_PATIENCE
+        connected = () if everything else self.connected()
+        self._sweeps += 1
         # Begin after the last job of the previous sweep, so that every job gets its turn.
         for run in sorted(running, key=lambda run: (run.number <= self._last_swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
+                continue
+            if run.number in connected and self._rests(run):
+                self._look_at_supervisor(run)
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
             fresh = self._sweep_one(run, patience, resting=resting, kill=True, until=until)
@@ -623,7 +637,7 @@ class Recovery:
         if everything:
             self.decide(everything=True)
         self._remover.continue_deletions(everything=everything)
-        self._remove_stale(names, everything)
+        self._remove_stale(set(names).difference(run.name for run in running), everything)
         return settled
 
     def repair(self) -> list[Run]:
@@ -721,7 +735,11 @@ class Recovery:
     def _postpone_damaged(self, number: int, error: Exception) -> None:
         self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="read")
 
-    def _remove_stale(self, names: list[str], everything: bool) -> None:
+    def _rests(self, run: Run) -> bool:
+        """Tell whether this sweep leaves out the files of a job whose supervisor reports."""
+        return run.stop_requested is None and (run.number + self._sweeps) % SWEEPS_PER_LOOK != 0
+
+    def _remove_stale(self, names: set[str], everything: bool) -> None:
         ids = {UUID(hex=name) for name in names}
         if ids:
             with self._database.read() as connection:

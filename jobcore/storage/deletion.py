@@ -7,13 +7,14 @@ Every function takes a connection in a transaction.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
+    Select,
     String,
     Table,
     bindparam,
@@ -50,16 +51,30 @@ def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now:
     return done.rowcount == 1
 
 
+def _owners(table: Table) -> Select[Any]:
+    return (
+        select(table.c.id)
+        .where(table.c.deleted_at.is_not(None), table.c.id > bindparam("after", type_=String))
+        .order_by(table.c.id)
+        .limit(bindparam("most"))
+    )
+
+
+_MARKED_OWNERS = {table: Statement(_owners(table)) for table in (workspace, pipeline)}
+_MARKED_PIPELINES = Statement(
+    _owners(pipeline).where(pipeline.c.workspace_id == bindparam("workspace", type_=String))
+)
+
+
 def marked_ids(
     connection: Connection, table: Table, after: str, limit: int, workspace_id: UUID | None = None
 ) -> list[UUID]:
     """Return ids above `after`, in order, of workspaces or pipelines being deleted."""
-    statement = select(table.c.id).where(
-        table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after)
-    )
-    if workspace_id is not None:
-        statement = statement.where(pipeline.c.workspace_id == workspace_id)
-    return list(connection.execute(statement.order_by(table.c.id).limit(limit)).scalars())
+    if workspace_id is None:
+        rows = _MARKED_OWNERS[table](connection, after=after, most=limit)
+    else:
+        rows = _MARKED_PIPELINES(connection, after=after, most=limit, workspace=workspace_id.hex)
+    return [UUID(hex=name) for (name,) in rows]
 
 
 def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
