@@ -17,6 +17,7 @@ from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, StoreError
 from jobcore.embedding import failpoints
 from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
+from jobcore.engine.recovery import SWEEPS_PER_LOOK
 from jobcore.supervisor import job_directory, system_calls
 from jobcore.testing.parts import parts
 from tests.jobfiles import Scripted, log_of, sql, stored_run
@@ -850,6 +851,30 @@ def test_final_job_is_not_reconciled(jobs, scripted, monkeypatch):
     )
 
     assert parts(jobs).recovery.reconcile(final) == final
+
+
+def test_files_of_a_connected_job_are_examined_less_often(jobs, scripted, monkeypatch):
+    """One sweep of five opens its directory; each does after a stop, and if all is asked for."""
+    run = scripted()
+    run.started()
+    recovery, directories, examined = parts(jobs).recovery, parts(jobs).directories, []
+    is_held = directories.is_held
+    monkeypatch.setattr(
+        directories, "is_held", lambda opened: examined.append(opened) or is_held(opened)
+    )
+
+    def sweeps(count, **how):
+        del examined[:]
+        for _ in range(count):
+            recovery.sweep(**how)
+        return len(examined)
+
+    assert sweeps(10) == 10  # it reports to another process, if to any
+    recovery.connected = lambda: {stored_run(jobs, run).number}
+    assert sweeps(10) == 10 / SWEEPS_PER_LOOK == 2
+    assert sweeps(10, everything=True) >= 10
+    jobs.stop_job(run.id, grace=1000)
+    assert sweeps(10) >= 10
 
 
 # --- a little at a time -------------------------------------------------------
