@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         WorkspaceNotFound,
     )
     from jobcore.functions.call import function_command
+    from jobcore.job_context import CurrentJob, current_job
     from jobcore.lifecycle import FINAL, STARTED, PipelineStatus, Reason, Status, Trigger
     from jobcore.manager import JobManager
     from jobcore.models import (
@@ -99,6 +100,7 @@ __all__ = [
     "Command",
     "CommandError",
     "CommandExecutor",
+    "CurrentJob",
     "DatabaseBusy",
     "DatabaseCorrupt",
     "DatabaseFull",
@@ -158,6 +160,7 @@ __all__ = [
     "WaitTimeout",
     "Workspace",
     "WorkspaceNotFound",
+    "current_job",
     "function_command",
 ]
 
@@ -169,6 +172,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
     _MODULES = {
         "clock": ("Clock", "MovableClock", "SystemClock"),
         "command": ("Command",),
+        "job_context": ("CurrentJob", "current_job"),
         "engine.executors": ("CommandExecutor", "Executor", "FunctionExecutor", "PipelineExecutor"),
         "functions.call": ("function_command",),
         "lifecycle": ("FINAL", "STARTED", "PipelineStatus", "Reason", "Status", "Trigger"),

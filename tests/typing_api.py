@@ -22,6 +22,7 @@ from jobcore import (
     Clock,
     Command,
     CommandExecutor,
+    CurrentJob,
     Event,
     Events,
     Executor,
@@ -51,6 +52,7 @@ from jobcore import (
     Trigger,
     Usage,
     Workspace,
+    current_job,
     function_command,
     testing,
     wire,
@@ -286,6 +288,17 @@ def doing(jobs: JobManager, job_id: UUID) -> list[UUID]:
     except jobcore.Stopped as error:
         done.append(error.job_id if error.job_status is None else hash(error.job_status))
     return done
+
+
+def told_by_a_job() -> str | None:
+    """Tell what a job knows about itself."""
+    job: CurrentJob | None = current_job()
+    if job is None:
+        return None
+    job.progress(1, 2.5, message="loading")
+    changed: Job = job.update(data={"attempt": job.attempt})
+    pipeline: UUID | None = job.pipeline_id
+    return f"{changed.number} {job.id.hex} {pipeline} {job.workspace_id.hex} {job.database}"
 
 
 async def doing_in_a_loop(jobs: JobManager) -> int:

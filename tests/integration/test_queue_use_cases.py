@@ -218,12 +218,15 @@ def test_data_of_a_job_changes_while_it_runs(jobs):
     assert seen == jobs.get_job(task.job.id).data == {"step": "load"}
 
 
-def test_function_changes_its_own_data(jobs):
-    """A job knows its id and its database."""
+def test_function_knows_its_job(jobs, database):
+    """It reads its id, changes its data and reports its progress."""
     job = jobs.wait(jobs.submit_function("tests.functions:tells_its_step", "load").id)
 
     assert_job(job, status="COMPLETE")
+    assert jobs.result(job.id) == [str(job.id), 1, str(job.workspace_id), None, database]
     assert job.data == {"step": "load"}
+    told = job.progress
+    assert (told.done, told.total, told.message) == (0.25, 1e9, "load of many")
 
 
 @scripted
