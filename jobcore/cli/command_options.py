@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobcore.cli import output, values
-from jobcore.cli.app import PlainHelp
+from jobcore.cli.app import PlainHelp, full_id
 from jobcore.cli.values import delay, stored_text, time_limit
 from jobcore.command import MOST_BYTES, Command
 from jobcore.errors import ArgumentError, CommandError
+from jobcore.lifecycle import ACTIVE
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from jobcore.manager import JobManager
     from jobcore.retries import Retries
 
 
@@ -36,6 +40,14 @@ class RetryOn(str, Enum):
     ERROR = "error"
     TIMEOUT = "timeout"
     LOST = "lost"
+
+
+class RunIf(str, Enum):
+    """How the jobs of `--after` have to end."""
+
+    COMPLETE = "complete"
+    ENDED = "ended"
+    FAILED = "failed"
 
 
 class WithCommand(PlainHelp):
@@ -142,6 +154,18 @@ Name = Annotated[
 Group = Annotated[
     str | None,
     typer.Option(parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."),
+]
+After = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID", help="Start after this job is COMPLETE; may be given again."),
+]
+Condition = Annotated[
+    RunIf,
+    typer.Option(
+        metavar="WORD",
+        help="How all jobs of --after have to end: complete, failed, or ended, in any way. "
+        "[complete]",
+    ),
 ]
 RetryCount = Annotated[
     int,
@@ -251,6 +275,17 @@ def retry_policy(
         return Retries(most, **{name: value for name, value in given.items() if value is not None})
     except ArgumentError as error:
         raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before
+
+
+def require_after(run_if: RunIf, after: Sequence[str] | None) -> None:
+    """Refuse a `--run-if` without jobs that it could be about."""
+    if run_if is not RunIf.COMPLETE and not after:
+        raise CommandError("--run-if needs --after")
+
+
+def ids(jobs: JobManager, words: Sequence[str] | None) -> list[UUID | str]:
+    """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
+    return [full_id(jobs, word, among=ACTIVE) for word in words or []]
 
 
 def require_command(words: Sequence[str], stdin: str | None) -> None:

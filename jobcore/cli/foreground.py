@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 PAUSE = 0.05
 #: What `run` says of a job that does not start, by `Job.waits_for`.
 _WAITING = {
-    "limit": "as many jobs run as a limit allows",
-    "paused": "the queue is paused, or the group or type of the job",
+    "dependencies": "a job of --after has not ended; see jobcore list",
+    "limit": "as many jobs run as a limit allows; see jobcore limit",
+    "paused": "the queue is paused, or the group or type of the job; see jobcore limit",
 }
 #: Signals that ask a foreground process to end. SIGHUP is not included: closing the terminal
 #: ends this process, and the job keeps running.
@@ -156,16 +157,21 @@ def hint(argv: Sequence[str]) -> None:
         output.say(f"{program[:100]!r} is taken as a program's name; a shell's line needs --shell")
 
 
-def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
-    """Wait until the job is no longer QUEUED; say what keeps it waiting for over a second."""
+def wait_for_start(jobs: JobManager, job_id: UUID) -> Job:
+    """
+    Wait until the job is no longer QUEUED, and return it.
+
+    Says what keeps it waiting for over a second.
+    """
     began = time.monotonic()
     said = None
     while (job := jobs.get_job(job_id)).status is Status.QUEUED:
         if job.waits_for != said and time.monotonic() - began > 1:
             said = job.waits_for
             if said in _WAITING:
-                output.say(f"waiting: {_WAITING[said]}; see jobcore limit")
+                output.say(f"waiting: {_WAITING[said]}")
         _pause(jobs, job_id)
+    return job
 
 
 class _Delays(logging.Handler):

@@ -11,9 +11,9 @@ import typer
 from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli import each as each_line
 from jobcore.cli.app import INTERRUPTED, app
-from jobcore.cli.command_options import StopScope
+from jobcore.cli.command_options import RunIf, StopScope
 from jobcore.cli.log_printer import LogPrinter
-from jobcore.cli.values import count_from_1
+from jobcore.cli.values import count_from_1, stored_text
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, Command, current_umask
 from jobcore.errors import (
     CommandError,
@@ -79,6 +79,16 @@ def run(
     ] = None,
     name: command_options.Name = None,
     group: command_options.Group = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="TEXT",
+            help="Run nothing while another job with this key has not ended: exit with 1.",
+        ),
+    ] = None,
+    after: command_options.After = None,
+    run_if: command_options.Condition = RunIf.COMPLETE,
     stdout_to: command_options.StdoutTo = None,
     pty: command_options.Pty = False,
     separate_streams: command_options.SeparateStreams = False,
@@ -109,12 +119,15 @@ def run(
       jobcore run --timeout 3600 --env LEVEL=debug -- make report
       jobcore run --detach -- ./nightly
       jobcore run --shell -- 'sort < big | uniq -c'
+      jobcore run --key nightly -- ./nightly
+      jobcore run --after 3f2a -- make publish
       jobcore run --stdin orders.csv -- python load.py
       generate | jobcore run --stdin -- python load.py
       ls *.csv | jobcore run --each - --slots 4 -- python load.py {}
     """  # noqa: D301
     words = command or []
     command_options.require_command(words, stdin)
+    command_options.require_after(run_if, after)
     variables = command_options.environment(env or [])
     from_files = command_options.from_files(env_file)
     options: dict[str, Any] = {
@@ -133,6 +146,8 @@ def run(
             raise CommandError(
                 "--each cannot be combined with --detach or --print-id: use submit --each"
             )
+        if key is not None or after:
+            raise CommandError("--each cannot be combined with --key or --after: use submit --each")
         options |= {
             "cwd": cwd,
             "env": variables,
@@ -158,15 +173,16 @@ def run(
         shell=shell,
         **options,
     )
-    _run_one(ctx, wanted, name=name, group=group, detach=detach, print_id=print_id)
+    queued = {"name": name, "group": group, "key": key, "run_if": run_if.value}
+    _run_one(ctx, wanted, after, queued, detach=detach, print_id=print_id)
 
 
 def _run_one(
     ctx: typer.Context,
     wanted: Command,
+    after: list[str] | None,
+    queued: dict[str, Any],
     *,
-    name: str | None,
-    group: str | None,
     detach: bool,
     print_id: bool,
 ) -> None:
@@ -174,8 +190,9 @@ def _run_one(
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
         foreground.print_delays()
+        queued["after"] = command_options.ids(jobs, after)
         # Reserved, because a worker would run the command with the worker's environment.
-        job = jobs.submit(wanted, name=name, group=group, reserved=True)
+        job = jobs.submit(wanted, reserved=True, on_conflict="raise", **queued)
         if print_id:
             output.say(f"job {job.id}")
         interrupts.expect(
@@ -183,10 +200,13 @@ def _run_one(
         )
         started = False
         try:
-            foreground.wait_for_start(jobs, job.id)
+            begun = foreground.wait_for_start(jobs, job.id)
             started = True
             if detach:
                 output.print_ids([job])
+                if begun.start_time is None:  # cancelled, as by the end of a job of --after
+                    output.say(foreground.ending(begun))
+                    raise typer.Exit(foreground.exit_code(begun))
                 return
             ended = foreground.watch(jobs, job.id, LogPrinter(apart=True))
         except SpawnError:

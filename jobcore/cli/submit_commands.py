@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
+from typing import Annotated, Any
 
 import typer
 
 from jobcore.cli import command_options, due_time, output
 from jobcore.cli import each as each_line
-from jobcore.cli.app import AsJson, app, full_id
+from jobcore.cli.app import AsJson, app
+from jobcore.cli.command_options import RunIf
 from jobcore.cli.values import integer, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, Command, current_umask
 from jobcore.errors import CommandError
-from jobcore.lifecycle import ACTIVE
-
-if TYPE_CHECKING:
-    from jobcore.manager import JobManager
-
-
-class RunIf(str, Enum):
-    """How the jobs of `--after` have to end."""
-
-    COMPLETE = "complete"
-    ENDED = "ended"
-    FAILED = "failed"
 
 
 @app.command(**command_options.SETTINGS)
@@ -58,18 +45,8 @@ def submit(
             help="With --key: create none within this time after that job's creation, either.",
         ),
     ] = None,
-    after: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="Start after this job is COMPLETE; may be given again."),
-    ] = None,
-    run_if: Annotated[
-        RunIf,
-        typer.Option(
-            metavar="WORD",
-            help="How all jobs of --after have to end: complete, failed, or ended (in any way). "
-            "[complete]",
-        ),
-    ] = RunIf.COMPLETE,
+    after: command_options.After = None,
+    run_if: command_options.Condition = RunIf.COMPLETE,
     retries: command_options.RetryCount = 0,
     retry_delay: command_options.RetryDelay = None,
     retry_on: command_options.RetryOns = None,
@@ -131,8 +108,7 @@ def submit(
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
-    if run_if is not RunIf.COMPLETE and not after:
-        raise CommandError("--run-if needs --after")
+    command_options.require_after(run_if, after)
     queued: dict[str, Any] = {
         "run_if": run_if.value,
         "on_complete": command_options.scripts(on_complete),
@@ -165,7 +141,7 @@ def submit(
             **options,
         )
         with ctx.obj.open(slots=0) as jobs:
-            queued["after"] = _ids(jobs, after)
+            queued["after"] = command_options.ids(jobs, after)
             job = jobs.submit(wanted, name=name, key=key, unique_for=unique_for, **queued)
         output.print_json(job) if as_json else output.print_ids([job])
         return
@@ -188,11 +164,6 @@ def submit(
         for item in each_line.items(each, null=null)
     ]
     with ctx.obj.open(slots=0) as jobs:
-        queued["after"] = _ids(jobs, after)
+        queued["after"] = command_options.ids(jobs, after)
         made = jobs.submit_many(several, **queued)
     output.print_json(made) if as_json else output.print_ids(made)
-
-
-def _ids(jobs: JobManager, words: list[str] | None) -> list[UUID | str]:
-    """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
-    return [full_id(jobs, word, among=ACTIVE) for word in words or []]

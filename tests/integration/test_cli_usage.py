@@ -419,6 +419,50 @@ def test_run_says_what_keeps_its_job_waiting(database, paused):
     assert (out, err) == ("ran\n", "")
 
 
+def test_run_waits_for_the_end_of_another_job(database):
+    """It says so after a second, and starts when that job is COMPLETE."""
+    with JobManager(database, slots=0) as jobs:
+        held = jobs.start_job(jobs.create_job("TASK", name="load").id)
+        process = start(database, "run", "--after", "load", "--", "echo", "ran")
+        said = process.stderr.readline()
+        jobs.finish_job(held.id)
+        out, err = ended(process)
+
+    assert said == "jobcore: waiting: a job of --after has not ended; see jobcore list\n"
+    assert (out, err) == ("ran\n", "")
+
+
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["shown", "detached"])
+def test_run_after_a_job_that_failed_runs_nothing(database, detach):
+    """It says why and exits with 1; with the other condition the command runs."""
+    with JobManager(database, slots=0) as jobs:
+        failed = jobs.create_job("TASK")
+        jobs.start_job(failed.id)
+        jobs.finish_job(failed.id, 3)
+    words = ["run", *detach, "--after", "1"]
+    out, err = ended(start(database, *words, "--", "echo", "ran"), code=1)
+    ran, _ = ended(start(database, "run", "--after", "1", "--run-if", "failed", "--", "echo", "a"))
+
+    assert "ran" not in out
+    assert bool(out) == bool(detach)
+    assert re.fullmatch(r"jobcore: job .* is STOPPED: upstream\n", err)
+    assert ran == "a\n"
+
+
+def test_run_with_a_key_runs_one_job_at_a_time(database, gate):
+    """The second one names the first and runs nothing; when that has ended, the next one runs."""
+    words = ["run", "--key", "nightly", "--print-id", "--"]
+    first = start(database, *words, "sh", "-c", 'read -r _ < "$0"; echo', str(gate))
+    job_id = first.stderr.readline().split()[-1]
+    out, err = ended(start(database, *words, "echo", "ran"), code=1)
+    open_gate(gate)
+    ended(first)
+    ran, _ = ended(start(database, *words, "echo", "ran"))
+
+    assert (out, err) == ("", f"jobcore: job {job_id} already has the key 'nightly'\n")
+    assert ran == "ran\n"
+
+
 def test_program_with_spaces_in_its_name_runs(database, tmp_path):
     """Words with spaces are no mistake by themselves."""
     (tmp_path / "my program").write_text("#!/bin/sh\necho ran\n")
