@@ -70,6 +70,12 @@ def stored_pipelines(database):
     return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
 
 
+def run_of(jobs, job):
+    """Return a job as what works on runs is given it."""
+    with parts(jobs).database.read() as connection:
+        return transitions.find(connection, job.number)
+
+
 def stored_run(jobs, run):
     """Return the run of a scripted job as what works on runs is given it."""
     with parts(jobs).database.read() as connection:

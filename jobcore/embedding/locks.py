@@ -171,13 +171,13 @@ class Condition:
     """Wakes waiting threads. Each waits for its own lock, so an interrupt harms no other."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[_thread.LockType, Callable[[], bool]]] = deque()
+        self.waiting: deque[tuple[_thread.LockType, Callable[[], bool]]] = deque()
 
     def notify_all(self) -> None:
         """Wake all threads that wait now."""
-        for _ in range(len(self._waiting)):
+        for _ in range(len(self.waiting)):
             try:
-                self._waiting.popleft()[0].release()
+                self.waiting.popleft()[0].release()
             except IndexError:
                 return  # another thread wakes it
 
@@ -187,11 +187,11 @@ class Condition:
 
         No wake-up is lost: a thread that begins to wait later calls `is_done` itself.
         """
-        for waiting in self._waiting.copy():
+        for waiting in self.waiting.copy():
             lock, is_done = waiting
             if is_done():
                 try:
-                    self._waiting.remove(waiting)
+                    self.waiting.remove(waiting)
                 except ValueError:
                     continue  # another thread wakes it, or it has given up
                 lock.release()
@@ -199,7 +199,7 @@ class Condition:
     @property
     def is_waited_for(self) -> bool:
         """Whether a thread waits."""
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def wait(self, is_done: Callable[[], bool], seconds: float) -> None:
         """
@@ -212,13 +212,13 @@ class Condition:
         lock = _thread.allocate_lock()
         lock.acquire()
         mine = lock, is_done
-        self._waiting.append(mine)
+        self.waiting.append(mine)
         try:
             if not is_done():  # checked after registering, or a wake-up would be missed
                 lock.acquire(True, min(max(seconds, 0.0), LONGEST_WAIT))
         finally:
             try:
-                self._waiting.remove(mine)
+                self.waiting.remove(mine)
             except ValueError:
                 pass  # a notification has removed it
 

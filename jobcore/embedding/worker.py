@@ -290,15 +290,15 @@ class Worker(ForkAware):
         self._most = most
         self._shared = shared
         self._hooks_installed = False  # whether the hooks for exit and forks are installed
-        self._closed: str | None = None  # once closed, the error text for callers
-        self._start_patience = START_FIRST
+        self.closed: str | None = None  # once closed, the error text for callers
+        self.start_patience = START_FIRST
         self.forget()
 
     def forget(self) -> None:
         """Reset all state in a forked child, which has no threads and no waiting calls."""
-        self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self.queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._returned: deque[Call[Any]] = deque()
-        self._threads: dict[int, _WorkerThread] = {}
+        self.threads: dict[int, _WorkerThread] = {}
         self._inline: dict[str, tuple[int, FrameType]] = {}
         self._suspended = False
 
@@ -334,7 +334,7 @@ class Worker(ForkAware):
         """
         # The handler withdraws the call by C functions only. With a full stack, a call of a
         # Python function would fail there, and a call that is not withdrawn is made later.
-        queue = self._queue
+        queue = self.queue
         try:
             queue.put(call)
             self._require_thread()
@@ -369,27 +369,27 @@ class Worker(ForkAware):
         """Tell whether the calling thread is making a call of this worker."""
         me = _thread.get_ident()
         holder = self._inline.get("")
-        return any(thread.ident == me for thread in list(self._threads.values())) or (
+        return any(thread.ident == me for thread in list(self.threads.values())) or (
             holder is not None and holder[0] == me and not is_over(holder[1])
         )
 
     def _require_thread(self) -> None:
         """Ensure that a thread takes the waiting calls: an idle one, or a new one up to `most`."""
-        if self._closed is not None:
-            self._refuse_waiting(self._closed)
+        if self.closed is not None:
+            self._refuse_waiting(self.closed)
             return
         if self._suspended:
             if self._shared:  # a fork waits for this caller, so the caller must not wait for it
                 self._make_waiting_calls_here()
             return
-        if sys.is_finalizing() and any(not one.idle for one in list(self._threads.values())):
+        if sys.is_finalizing() and any(not one.idle for one in list(self.threads.values())):
             # The interpreter has stopped the thread in the middle of its work, for good.
             raise DatabaseBusy(f"{self._name}: the interpreter exits")
         if sys.is_finalizing() or not threads_run():
             self._make_waiting_calls_here()
             return
         for number in range(self._most):
-            thread = self._threads.get(number)
+            thread = self.threads.get(number)
             if thread is None:
                 self._start(number)
                 return
@@ -403,7 +403,7 @@ class Worker(ForkAware):
             if self._shared:
                 GATE.watch(self)
         thread = _WorkerThread()
-        if self._threads.setdefault(number, thread) is not thread:
+        if self.threads.setdefault(number, thread) is not thread:
             return  # another caller is starting it
         try:
             _thread.start_new_thread(self._run, (number, thread))
@@ -411,34 +411,34 @@ class Worker(ForkAware):
             # The system allows no more threads, or the interpreter is about to exit. If no
             # earlier thread runs, make the calls in the caller's thread.
             self._free_slot(number, thread)
-            if not any(thread.running for thread in list(self._threads.values())):
+            if not any(thread.running for thread in list(self.threads.values())):
                 self._make_waiting_calls_here()
 
     def _free_slot(self, number: int, thread: _WorkerThread) -> None:
-        if self._threads.get(number) is thread:
-            self._threads.pop(number, None)
+        if self.threads.get(number) is thread:
+            self.threads.pop(number, None)
 
     def _check_progress(self, call: Call[Any], queue: SimpleQueue[Call[Any] | None]) -> None:
         """Check why a call has no outcome yet. Usually it just takes long."""
-        if queue is not self._queue:
+        if queue is not self.queue:
             # This is a forked child, and the call belongs to its parent.
             call.begin()
             call.fail(StoreError(f"{self._name}: this process was forked in the middle of a call"))
             return
         now = time.monotonic()
-        for number, thread in list(self._threads.items()):
+        for number, thread in list(self.threads.items()):
             if thread.pid != os.getpid() or thread.is_dead:
                 # C code forked without running hooks, or an exception from outside ended it.
                 _OWN_THREADS.discard(thread.ident)
                 self._free_slot(number, thread)
-            elif now - thread.started > self._start_patience and thread.give_up():
+            elif now - thread.started > self.start_patience and thread.give_up():
                 # The thread that started it was interrupted, or threads do not run here.
                 self._free_slot(number, thread)
-                if self._start_patience >= START_LAST:
+                if self.start_patience >= START_LAST:
                     self._make_waiting_calls_here()
                     return
-                self._start_patience *= 2
-        if call.has_begun and not call.done and not self._threads and not self._inline:
+                self.start_patience *= 2
+        if call.has_begun and not call.done and not self.threads and not self._inline:
             call.fail(outcome_unknown(self._name, "the thread was ended"))
             return
         self._require_thread()
@@ -475,9 +475,9 @@ class Worker(ForkAware):
             thread.ident, thread.native = _thread.get_ident(), _thread.get_native_id()
             if not thread.take():
                 return  # it began too late: another thread has its place
-            self._start_patience = START_FIRST
+            self.start_patience = START_FIRST
             begin_own_thread()
-            while self._threads.get(number) is thread:
+            while self.threads.get(number) is thread:
                 try:
                     if not self._step(thread):
                         return
@@ -500,7 +500,7 @@ class Worker(ForkAware):
         finally:
             end_own_thread()
             self._free_slot(number, thread)
-        if not (self._suspended or (self._queue.empty() and not self._returned)):
+        if not (self._suspended or (self.queue.empty() and not self._returned)):
             self._require_thread()  # a call came while the thread was ending
 
     def _step(self, thread: _WorkerThread) -> bool:
@@ -513,7 +513,7 @@ class Worker(ForkAware):
         if self._suspended:
             self._returned.append(call)
             return False
-        if self._most > 1 and not self._queue.empty():
+        if self._most > 1 and not self.queue.empty():
             self._require_thread()
         self._serve(call)
         thread.call = None
@@ -537,7 +537,7 @@ class Worker(ForkAware):
         except IndexError:
             pass
         try:
-            return self._queue.get(True, seconds) if seconds > 0 else self._queue.get(False)
+            return self.queue.get(True, seconds) if seconds > 0 else self.queue.get(False)
         except Empty:
             return None
 
@@ -574,7 +574,7 @@ class Worker(ForkAware):
             for thread in threads:
                 if thread.native not in ended:
                     ended.append(thread.native)
-                    self._queue.put(None)
+                    self.queue.put(None)
             if me in _OWN_THREADS and all(
                 thread.native == _thread.get_native_id() for thread in threads
             ):
@@ -591,24 +591,24 @@ class Worker(ForkAware):
 
     def _give_up_late_ones(self) -> None:
         """Free the places of threads that never began, such as after an interrupted start."""
-        for number, thread in list(self._threads.items()):
+        for number, thread in list(self.threads.items()):
             if time.monotonic() - thread.started > START_FIRST and thread.give_up():
                 self._free_slot(number, thread)
 
     def _own_threads(self) -> list[_WorkerThread]:
         """Return the threads of this process. A child forked by C code has none."""
-        return [thread for thread in list(self._threads.values()) if thread.pid == os.getpid()]
+        return [thread for thread in list(self.threads.values()) if thread.pid == os.getpid()]
 
     def close(self, reason: str, patience: float = END_PATIENCE) -> bool:
         """Refuse every further call with this reason, and end the threads as `suspend` does."""
-        self._closed = reason
+        self.closed = reason
         ended = self.suspend(patience)
         self._refuse_waiting(reason)
         return ended
 
     def close_without_waiting(self, reason: str) -> None:
         """Refuse every further call; the threads end after their current calls."""
-        self._closed = reason
+        self.closed = reason
         self._suspended = True
 
     def _refuse_waiting(self, reason: str) -> None:
@@ -619,7 +619,7 @@ class Worker(ForkAware):
     def resume(self) -> None:
         """Allow calls to begin again."""
         self._suspended = False
-        if not self._queue.empty() or self._returned:
+        if not self.queue.empty() or self._returned:
             self._require_thread()
 
     # --- the fork of the host, and the interpreter's exit ---------------------------------
@@ -639,7 +639,7 @@ class Worker(ForkAware):
 
     def rest(self) -> None:
         """Wait for the calls in progress. Later calls are still made."""
-        if self._closed is None:
+        if self.closed is None:
             try:
                 self.suspend()
             finally:

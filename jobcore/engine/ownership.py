@@ -244,7 +244,7 @@ class Ownership:
     """
 
     def __init__(self, directories: Directories) -> None:
-        self._directories = directories
+        self.directories = directories
 
     @handed_over
     def claim(self) -> str:
@@ -254,8 +254,8 @@ class Ownership:
         Raises:
             StoreError: The lock file cannot be made.
         """
-        with self._directories.typed(), GATE:
-            lock = _LOCKS.take(self._directories.root)
+        with self.directories.typed(), GATE:
+            lock = _LOCKS.take(self.directories.root)
             lock.users.add(id(self))
             return lock.name
 
@@ -265,7 +265,7 @@ class Ownership:
         if not _LOCKS:
             return None  # most processes own nothing
         with GATE:
-            lock = _LOCKS.find(self._directories.root)
+            lock = _LOCKS.find(self.directories.root)
             return None if lock is None else lock.name
 
     @handed_over
@@ -285,8 +285,8 @@ class Ownership:
         process = _Process.of(name)
         if process is None:
             return False
-        with self._directories.typed():
-            here = _Process.this(self._directories.root)
+        with self.directories.typed():
+            here = _Process.this(self.directories.root)
             alive = process.lives(here)
         if alive is False:
             return False  # even if a child that C code forked holds a copy of the lock
@@ -303,9 +303,9 @@ class Ownership:
         Args:
             signed: Whether the file must be the one that the owner made.
         """
-        with self._directories.typed(), GATE:
+        with self.directories.typed(), GATE:
             try:
-                descriptor = _open(name, self._directories.root)
+                descriptor = _open(name, self.directories.root)
             except FileNotFoundError:
                 return None  # for example, a cleaner of old files has removed it
             try:
@@ -326,8 +326,8 @@ class Ownership:
             StoreError: /proc cannot be read now.
         """
         process = _Process.of(name)
-        with self._directories.typed():
-            return process is not None and process.is_in(_Process.this(self._directories.root))
+        with self.directories.typed():
+            return process is not None and process.is_in(_Process.this(self.directories.root))
 
     @handed_over
     def remove_unused(self, names: Collection[str]) -> None:
@@ -340,16 +340,16 @@ class Ownership:
         Raises:
             StoreError: The system refuses.
         """
-        with self._directories.typed():
-            found = os.listdir(self._directories.root)
+        with self.directories.typed():
+            found = os.listdir(self.directories.root)
         for file in found:
             name = file.removeprefix(PREFIX)
             if name != file and name not in names:
                 self._remove_if_free(name)
 
     def _remove_if_free(self, name: str) -> None:
-        with self._directories.typed(), GATE:
-            root = self._directories.root
+        with self.directories.typed(), GATE:
+            root = self.directories.root
             lock = _LOCKS.find(root)
             if lock is not None and lock.name == name:
                 return
@@ -380,8 +380,8 @@ class Ownership:
         Args:
             is_used: Whether jobs still name this process.
         """
-        with self._directories.typed(), GATE:
-            root = self._directories.root
+        with self.directories.typed(), GATE:
+            root = self.directories.root
             lock = _LOCKS.find(root)
             if lock is None:
                 return

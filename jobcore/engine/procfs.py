@@ -24,7 +24,7 @@ CGROUPS = "/sys/fs/cgroup"
 PATIENCE = 1.0
 
 #: By pid: the abandoned thread that still waits for that process.
-_waiting: dict[int, threading.Thread] = {}
+waiting: dict[int, threading.Thread] = {}
 
 
 def other_pids() -> list[int]:
@@ -130,30 +130,31 @@ def _with(file: str, entry: bytes, pids: Sequence[int]) -> tuple[list[int], list
     """Return those of `pids` whose file holds the entry, and those whose file is empty."""
     found: list[int] = []
     empty: list[int] = []
-    left = [pid for pid in pids if not _is_waiting(pid)]
+    left = [pid for pid in pids if not is_waiting(pid)]
     while left:
         search = _Search(file, entry, left)
         found += search.run()
         empty += search.empty
         left = left[search.position :]
         if left:
-            _waiting[left[0]] = search.thread
+            waiting[left[0]] = search.thread
             telemetry.event(logging.WARNING, "process cannot be read", pid=left.pop(0))
     return found, empty
 
 
 def unanswered() -> list[int]:
     """Return the pids of processes that abandoned threads still wait for."""
-    return [pid for pid in list(_waiting) if _is_waiting(pid)]
+    return [pid for pid in list(waiting) if is_waiting(pid)]
 
 
-def _is_waiting(pid: int) -> bool:
-    thread = _waiting.get(pid)
+def is_waiting(pid: int) -> bool:
+    """Tell whether an abandoned thread still waits for this process."""
+    thread = waiting.get(pid)
     if thread is None:
         return False
     if thread.is_alive():
         return True
-    _waiting.pop(pid, None)
+    waiting.pop(pid, None)
     return False
 
 
@@ -200,7 +201,7 @@ class _Search:
     def _look(self) -> None:
         try:
             for pid in self._pids:
-                entries = _entries(pid, self._file)
+                entries = read_entries(pid, self._file)
                 if self._abandoned:
                     return
                 if self._entry in entries:
@@ -214,7 +215,8 @@ class _Search:
             self._ended.release()
 
 
-def _entries(pid: int, name: str) -> list[bytes]:
+def read_entries(pid: int, name: str) -> list[bytes]:
+    """Return the entries of a file of a process that end with NUL, such as its variables."""
     try:
         with open(f"{ROOT}/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")

@@ -98,7 +98,7 @@ class Loop:
                     # Python gives no errno; pthread_create fails with this one for lack of threads.
                     raise SpawnError(self._cannot_start(error), errno.EAGAIN) from error
                 self._pid = os.getpid()
-                self._reader, self._writer = pipe
+                self.reader, self.writer = pipe
                 self._pipe = _identity(pipe[0])
                 self._thread = thread
 
@@ -112,7 +112,7 @@ class Loop:
         with self._starting:  # otherwise the descriptor may have been closed and reused
             for _ in range(WAKE_ATTEMPTS if self._thread is not None and self._has_pipe() else 0):
                 try:
-                    os.write(self._writer, b"!")
+                    os.write(self.writer, b"!")
                     return
                 except BlockingIOError:
                     return  # the pipe is full: a wake-up is pending already
@@ -164,7 +164,7 @@ class Loop:
         if not self._has_pipe():
             raise OSError(errno.EBADF, "other code closed the pipe of this thread by its number")
         poller = select.poll()
-        poller.register(self._reader, select.POLLIN)
+        poller.register(self.reader, select.POLLIN)
         for descriptor in descriptors:
             poller.register(descriptor, select.POLLIN)
         timeout = None  # as long as it takes
@@ -172,8 +172,8 @@ class Loop:
             # Round up: a poll that returned just before the deadline would be repeated in a spin.
             timeout = int(seconds * 1000) + 1 if seconds > 0 else 0
         ready = [one for one, _ in poller.poll(timeout)]
-        if self._reader in ready:
-            ready.remove(self._reader)
+        if self.reader in ready:
+            ready.remove(self.reader)
             if self._has_pipe():
                 self._empty()
         return ready
@@ -184,7 +184,7 @@ class Loop:
             time.sleep(seconds)  # `poll` would return at once
             return
         poller = select.poll()  # not select(), which only handles descriptors below 1024
-        poller.register(self._reader, select.POLLIN)
+        poller.register(self.reader, select.POLLIN)
         try:
             poller.poll(seconds * 1000)
         except OSError:  # RLIMIT_NOFILE was set to 0 meanwhile
@@ -196,11 +196,11 @@ class Loop:
 
         A host may close a descriptor by its number, as `os.closerange` does, and reuse the number.
         """
-        return _identity(self._reader) == _identity(self._writer) == self._pipe
+        return _identity(self.reader) == _identity(self.writer) == self._pipe
 
     def _empty(self) -> None:
         try:
-            while len(os.read(self._reader, 4096)) == 4096:
+            while len(os.read(self.reader, 4096)) == 4096:
                 pass
         except BlockingIOError:
             pass
@@ -242,9 +242,9 @@ class Loop:
             if self._thread is not None:
                 self._thread = None
                 if self._has_pipe():
-                    GATE.close(self._reader, self._writer)
+                    GATE.close(self.reader, self.writer)
                 else:
-                    GATE.unregister(self._reader, self._writer)
+                    GATE.unregister(self.reader, self.writer)
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:

@@ -56,7 +56,7 @@ def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> l
         path: The path of the database.
         trust_directory: Accept that other users can create files in its directory.
     """
-    examination = _Examination(os.path.realpath(os.fspath(path)), trust_directory=trust_directory)
+    examination = Examination(os.path.realpath(os.fspath(path)), trust_directory=trust_directory)
     return list(examination.findings())
 
 
@@ -74,12 +74,15 @@ class _Running(NamedTuple):
     directory_id: str | None
 
 
-class _Examination:
+class Examination:
+    """One examination of a database; `findings` does it."""
+
     def __init__(self, path: str, *, trust_directory: bool = False) -> None:
         self._path = path
         self._trust_directory = trust_directory
 
     def findings(self) -> Iterator[Finding]:
+        """Return what each check has found."""
         yield from self._sqlite()
         for check, look in (
             ("system", self._system),
@@ -207,22 +210,23 @@ class _Examination:
         # and read it again if a process opened it meanwhile.
         before = self._file_state()
         if before[0]:
-            return self._put("ro", question)
+            return self.put("ro", question)
         try:
-            answer = self._put("ro&immutable=1", question)
+            answer = self.put("ro&immutable=1", question)
         except sqlite3.Error:
             if self._file_state() == before:
                 raise
         else:
             if self._file_state() == before:
                 return answer
-        return self._put("ro", question)
+        return self.put("ro", question)
 
     def _file_state(self) -> tuple[bool, int, int]:
         facts = os.stat(self._path)
         return os.path.exists(self._path + "-wal"), facts.st_mtime_ns, facts.st_size
 
-    def _put(self, mode: str, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+    def put(self, mode: str, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Return the answer to a question that a new connection is asked."""
         uri = uri_of(self._path, mode)
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             connection.execute("PRAGMA mmap_size = 0")
@@ -234,7 +238,7 @@ class _Examination:
     def _schema(self, check: str) -> Iterator[Finding]:
         try:
             # Read the file alone: if the log beside it belongs to another file, SQLite applies it.
-            self._put("ro&immutable=1", self._refuse_half_restored)
+            self.put("ro&immutable=1", self._refuse_half_restored)
         except sqlite3.Error:
             pass  # another process is writing to it
         identity = self._ask(schema.read_identity)
@@ -343,7 +347,7 @@ class _Examination:
 
     def _running_jobs(self, check: str) -> Iterator[Finding]:
         running = self._running()
-        looked = [(one, self._state_of(one)) for one in running]
+        looked = [(one, self.state_of(one)) for one in running]
         # Read again: a job that ended meanwhile has rightly lost its lock and its directory.
         still = {one.number for one in self._running()} if looked else set()
         states: dict[str, list[str]] = {}
@@ -392,7 +396,7 @@ class _Examination:
         )
         return [_Running(number, UUID(hex=name), *facts) for number, name, *facts in rows]
 
-    def _state_of(self, running: _Running) -> str:
+    def state_of(self, running: _Running) -> str:
         """Return what is wrong with a RUNNING job; empty if it has a supervisor."""
         directories = Directories(self._path)
         is_certain, namespace = False, None

@@ -353,7 +353,7 @@ class Waiter:
         self._database = database
         self._recovery = recovery
         #: By job number; an entry disappears with the last waiter of the job.
-        self._watched: weakref.WeakValueDictionary[int, WatchedJob] = weakref.WeakValueDictionary()
+        self.watched: weakref.WeakValueDictionary[int, WatchedJob] = weakref.WeakValueDictionary()
         self._row_changed = Condition()  # for threads that let another thread look
         self._polling = Leases()  # of the thread that looks for commits, for all waiters
 
@@ -361,11 +361,11 @@ class Waiter:
 
     def waiting(self, run: Run) -> Cursor:
         """Return the cursor of a waiter for the job's end."""
-        return Cursor(run, self._watched.setdefault(run.number, WatchedJob(run.number)), WAIT_PAUSE)
+        return Cursor(run, self.watched.setdefault(run.number, WatchedJob(run.number)), WAIT_PAUSE)
 
     def following(self, run: Run, sequence: int, *, unfinished: bool = False) -> Cursor:
         """Return the cursor of a reader of its lines from `sequence` on."""
-        watched = self._watched.setdefault(run.number, WatchedJob(run.number))
+        watched = self.watched.setdefault(run.number, WatchedJob(run.number))
         shown = () if unfinished else None
         return Cursor(
             run, watched, FOLLOW_PAUSE, sequence, shown=shown, begin=sequence, numbered={}
@@ -382,7 +382,7 @@ class Waiter:
             return
         # Copy the references at once, because another thread may add one. The cursor's own
         # job may be missing there, if two threads began to wait for the job at once.
-        shared = (reference() for reference in self._watched.valuerefs())
+        shared = (reference() for reference in self.watched.valuerefs())
         jobs = {cursor.watched, *(watched for watched in shared if watched is not None)}
         with self._database.read() as connection:
             for watched in jobs:

@@ -36,16 +36,16 @@ class Checkpointer:
         # `ulimit -f`: once the log reaches this size, no write succeeds any more.
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._limit = None if limit == resource.RLIM_INFINITY else limit
-        self._next = 0.0  # monotonic time of the next check
+        self.next_run = 0.0  # monotonic time of the next check
 
     def is_due(self) -> bool:
         """Tell whether the log is large; without `ulimit -f`, look once a second at most."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self.next_run:
             return False
         worth = CHECKPOINT_BYTES
         if self._limit is None:
-            self._next = now + CHECKPOINT_PAUSE
+            self.next_run = now + CHECKPOINT_PAUSE
         else:
             worth = min(worth, self._limit // 4)
         try:

@@ -105,21 +105,19 @@ class Database(locks.ForkAware):
                 raise NotAJobcoreDatabase(f"there is no database {self.path}")
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
-        self._readers = Readers(
-            self.path, self, self._connect, self._renew, self._close_connections
-        )
-        self.typed_errors = self._readers.typed_errors
-        self.require_same_file = self._readers.require_same_file
-        self._readers.abandon = self._abandon_connections
+        self.readers = Readers(self.path, self, self._connect, self._renew, self.close_connections)
+        self.typed_errors = self.readers.typed_errors
+        self.require_same_file = self.readers.require_same_file
+        self.readers.abandon = self._abandon_connections
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
-        self._writer = Writer(self)
-        self._checkpointer = Checkpointer(self.path, self._connect)
+        self.writer = Writer(self)
+        self.checkpointer = Checkpointer(self.path, self._connect)
         self._reset()
         locks.GATE.watch(self)
         try:
-            with Use(self._readers), self.typed_errors():
+            with Use(self.readers), self.typed_errors():
                 self._prepare(create=create)
         except OSError as error:
             # An OSError here is about the job directories, beside the file.
@@ -137,7 +135,7 @@ class Database(locks.ForkAware):
         Raises:
             DatabaseGone: The file was removed or replaced, so its content would be stale.
         """
-        return Reading(self._readers)
+        return Reading(self.readers)
 
     def write(
         self,
@@ -179,7 +177,7 @@ class Database(locks.ForkAware):
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
         self._require_usable()
         try:
-            return self._writer.write(change, durable=durable, patience=seconds, about=about)
+            return self.writer.write(change, durable=durable, patience=seconds, about=about)
         except DatabaseCorrupt as error:
             raise unchangeable(about, error) from error
         finally:
@@ -199,7 +197,7 @@ class Database(locks.ForkAware):
     def copy_into(self, path: str) -> None:
         """Write a complete and compact copy into an empty file, while others read and write."""
         self._require_usable()
-        with Use(self._readers), self.typed_errors():
+        with Use(self.readers), self.typed_errors():
             connection = self._connect()  # VACUUM works in no transaction
             try:
                 connection.execute("VACUUM INTO ?", (path,))
@@ -208,7 +206,7 @@ class Database(locks.ForkAware):
 
     def guard_descriptors(self, require: Callable[[], None]) -> None:
         """Call `require` before each use of the file; it raises if descriptors were closed."""
-        self._readers.require_descriptors = require
+        self.readers.require_descriptors = require
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` see every write transaction of this database from now on."""
@@ -217,7 +215,7 @@ class Database(locks.ForkAware):
         def begin() -> None:
             self.observer = observer
 
-        self._writer.between(begin, patience=self.busy_timeout)
+        self.writer.between(begin, patience=self.busy_timeout)
 
     def stop_observing(self) -> None:
         """Remove the observer."""
@@ -234,7 +232,7 @@ class Database(locks.ForkAware):
         driver = driver_of(connection)
         if isinstance(driver, SqliteConnection):
             driver.shared_memory = SharedMemory.find(self.path)
-            self._readers.writer = driver
+            self.readers.writer = driver
 
     def reopen(self) -> None:
         """
@@ -244,22 +242,22 @@ class Database(locks.ForkAware):
         even if the disk has become writable. All connections of a process share one view of
         the shared memory, so all must be closed. Those in use are closed when given back.
         """
-        self._close_connections()
+        self.close_connections()
 
     def committed(self) -> None:
         """Wake the threads that wait for commits."""
-        self._readers.commits.announce()
+        self.readers.commits.announce()
 
     def after_commits(self) -> None:
         """Close connections of interrupted reads, and run a checkpoint if one is due."""
-        self._readers.tidy()
+        self.readers.tidy()
         self._checkpoint_if_due()
 
     def on_idle(self) -> None:
         """Finish a `close` that was called in the middle of a transaction."""
         if self._close_pending:
             self._close_pending = False
-            self._readers.close_after_readers()
+            self.readers.close_after_readers()
 
     def _log_late_events(self) -> None:
         """Log the events of the writer that belong to no caller."""
@@ -287,11 +285,11 @@ class Database(locks.ForkAware):
             within: Accept a value that another thread read at most this many seconds ago, if
                 this process has committed nothing since. 0: poll the file now.
         """
-        return self._readers.version(within)
+        return self.readers.version(within)
 
     def known_version(self, within: float) -> int | None:
         """Return the version polled in the last `within` seconds, or None; never wait."""
-        return self._readers.commits.known_version(within)
+        return self.readers.commits.known_version(within)
 
     def wait_for_change(self, seen: int, timeout: float, pause: float = LOOK_FIRST) -> int:
         """
@@ -306,18 +304,18 @@ class Database(locks.ForkAware):
         """
         deadline = time.monotonic() + timeout
         while True:
-            count = self._readers.commits.count
+            count = self.readers.commits.count
             now = self.version(LOOK_FIRST)
             remaining = deadline - time.monotonic()
             if now != seen or remaining <= 0:
                 return now
-            self._readers.commits.wait(count, min(pause, remaining))
+            self.readers.commits.wait(count, min(pause, remaining))
             pause = min(pause * 2, LOOK_LONGEST)
 
     # --- checkpoints ----------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        if self._checkpointer.is_due():
+        if self.checkpointer.is_due():
             try:
                 self._run_checkpointer()
             except (StoreError, OSError) as error:
@@ -329,11 +327,11 @@ class Database(locks.ForkAware):
     def checkpoint(self) -> bool:
         """Run a checkpoint; False: another process runs one, or a reader was in the way."""
         self._require_usable()
-        return self._writer.between(self._run_checkpointer, patience=self.busy_timeout)
+        return self.writer.between(self._run_checkpointer, patience=self.busy_timeout)
 
     def _run_checkpointer(self) -> bool:
         with self.typed_errors():
-            return self._checkpointer.run()
+            return self.checkpointer.run()
 
     # --- opening, closing, forking --------------------------------------------
 
@@ -344,44 +342,45 @@ class Database(locks.ForkAware):
         If the calling thread is itself in a read or a transaction (a signal handler or a
         finaliser may call this), the connections are closed when that has ended.
         """
-        self._readers.closed = True
-        if self._writer.is_inside():
+        self.readers.closed = True
+        if self.writer.is_inside():
             self._close_pending = True  # a finaliser inside a transaction; `on_idle` finishes this
-            self._writer.close_without_waiting()
+            self.writer.close_without_waiting()
             return
-        self._writer.close(self.busy_timeout + 5.0)
-        self._readers.wait(self.busy_timeout + 5.0)
-        if self._readers.present():
-            self._readers.close_after_readers()
+        self.writer.close(self.busy_timeout + 5.0)
+        self.readers.wait(self.busy_timeout + 5.0)
+        if self.readers.present():
+            self.readers.close_after_readers()
         else:
-            self._close_connections()
+            self.close_connections()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._readers.closed
+        return self.readers.closed
 
     def _abandon_connections(self) -> None:
         abandon([connection for connection in self._opened if not connection.is_abandoned])
 
-    def _close_connections(self) -> None:
-        if not self._readers.has_descriptors():
+    def close_connections(self) -> None:
+        """Close every connection; those in use are closed when they are given back."""
+        if not self.readers.has_descriptors():
             self._abandon_connections()
-        self._readers.commits.close()
-        self._writer.close_connection()
-        self._readers.spares.close()
+        self.readers.commits.close()
+        self.writer.close_connection()
+        self.readers.spares.close()
         # Connections in use are closed when they are given back.
-        self._readers.spares = SpareConnections(self._engine)
-        if not self._readers.present():
+        self.readers.spares = SpareConnections(self._engine)
+        if not self.readers.present():
             for connection in list(self._opened):
                 connection.close()  # an interrupted reader did not give it back
 
     def _reset(self) -> None:
         self._close_pending = False  # `close` was called in the middle of a transaction
-        self._writer.forget()
+        self.writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
-        self._readers.reset(self._engine)
+        self.readers.reset(self._engine)
 
     def _make_engine(self) -> Engine:
         from jobcore.storage import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
@@ -389,7 +388,7 @@ class Database(locks.ForkAware):
         return dialect.make_engine(partial(_connect_for, weakref.ref(self)))
 
     def _connect(self) -> SqliteConnection:
-        if self._readers.identity in _UNSAFE:
+        if self.readers.identity in _UNSAFE:
             raise StoreError(
                 f"{self.path}: this process was forked in the middle of a transaction; "
                 "open the database in another process"
@@ -457,15 +456,15 @@ class Database(locks.ForkAware):
         if failpoints.armed:
             failpoints.reach(failpoints.ENTERED, self)
         if not self.is_of_this_process():
-            self._readers.require_own_process()
-        if self._readers.fork_pending and locks.GATE.is_forking():
+            self.readers.require_own_process()
+        if self.readers.fork_pending and locks.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        if self._readers.closed:
+        if self.readers.closed:
             raise StoreError(f"{self.path} is closed")
 
     def is_of_this_process(self) -> bool:
         """Tell whether this process opened the database, and not a parent that C code forked."""
-        return os.getpid() == self._readers.pid
+        return os.getpid() == self.readers.pid
 
     def _renew(self) -> None:
         """
@@ -475,16 +474,16 @@ class Database(locks.ForkAware):
         this process holds it, because the system refused to unlock it, SQLite drops the lock
         with the last connection.
         """
-        if self._readers.others() and time.monotonic() < self._readers.renew_by:
+        if self.readers.others() and time.monotonic() < self.readers.renew_by:
             return
         try:
-            self._writer.between(self.reopen, patience=RENEW_PATIENCE)
+            self.writer.between(self.reopen, patience=RENEW_PATIENCE)
         except StoreError as error:  # the next read that fails tries again
             telemetry.event(
                 logging.INFO, "connections not renewed", path=self.path, error=str(error)
             )
         finally:
-            self._readers.renew_by = 0.0
+            self.readers.renew_by = 0.0
 
     def before_fork(self) -> None:
         """
@@ -497,28 +496,28 @@ class Database(locks.ForkAware):
         commits of the child are lost. If no connection is open during the fork, the table
         is empty.
         """
-        self._readers.fork_pending = True
+        self.readers.fork_pending = True
         patience = self.busy_timeout + 5.0
-        rests = self._writer.suspend(patience)
+        rests = self.writer.suspend(patience)
         # A signal handler may fork in the middle of a read of this thread. That read cannot
         # end before the fork, and other reads may wait for what it holds: so do not wait long.
-        self._readers.wait(FORK_IN_READ_PATIENCE if self._readers.is_inside() else patience)
-        if rests and not self._readers.present():
-            self._close_connections()
+        self.readers.wait(FORK_IN_READ_PATIENCE if self.readers.is_inside() else patience)
+        if rests and not self.readers.present():
+            self.close_connections()
 
     def after_fork_in_parent(self) -> None:
         """Allow transactions again. Connections are opened when needed."""
-        self._readers.fork_pending = False
-        if not self._readers.closed:
-            self._writer.resume()
+        self.readers.fork_pending = False
+        if not self.readers.closed:
+            self.writer.resume()
 
     def after_fork_in_child(self) -> None:
         """Reset all state. Connections that the parent could not close are leaked, not closed."""
         left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
-            _UNSAFE.add(self._readers.identity)
+            _UNSAFE.add(self.readers.identity)
             keep_forever(left_open)
-        self._readers.commits.reset()
+        self.readers.commits.reset()
         self._reset()
 
     # --- errors ---------------------------------------------------------------

@@ -128,15 +128,15 @@ class Writer:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._worker = Worker("jobcore-writer", self._serve, self._at_end)
+        self.worker = Worker("jobcore-writer", self._serve, self._at_end)
         self._forget()
 
     def _forget(self) -> None:
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._is_noted = False  # whether the target knows that the connection has begun
         self._settings: dict[str, str] = {}  # pragmas that may change between transactions
         self._observer: Observer = NO_OBSERVER
-        self._taken: list[Call[Any]] = []  # from the queue, for the current round
+        self.taken: list[Call[Any]] = []  # from the queue, for the current round
         self._pause_due = 0.0  # seconds of rest that are due
         self._together = 0  # changes in the last transaction
         self._ended = 0.0  # monotonic time at which the last transaction ended
@@ -150,78 +150,78 @@ class Writer:
         self._refuse_inside()
         call = Change(change, patience, about)
         call.durable = durable
-        return self._worker.hand_over(call)
+        return self.worker.hand_over(call)
 
     def between(self, action: Callable[[], T], *, patience: float) -> T:
         """Call `action` in the writer's thread between two transactions; return its result."""
         self._refuse_inside()
-        return self._worker.hand_over(Call(action, patience))
+        return self.worker.hand_over(Call(action, patience))
 
     def _refuse_inside(self) -> None:
         """Refuse a call from inside a transaction, which would be a deadlock."""
-        if self._worker.is_inside():
+        if self.worker.is_inside():
             raise DatabaseBusy(f"{self._target.path}: this thread is in a transaction")
 
     # --- forks and the end ------------------------------------------------------------
 
     def suspend(self, patience: float) -> bool:
         """Let the thread finish its current work and end; tell whether it has ended in time."""
-        return self._worker.suspend(patience)
+        return self.worker.suspend(patience)
 
     def resume(self) -> None:
         """Accept calls again."""
-        self._worker.resume()
+        self.worker.resume()
 
     def close(self, patience: float) -> bool:
         """Refuse every further call, then end as `suspend` does."""
-        return self._worker.close(f"{self._target.path} is closed", patience)
+        return self.worker.close(f"{self._target.path} is closed", patience)
 
     def close_without_waiting(self) -> None:
         """Refuse every further call; do not wait until the thread has finished its work."""
-        self._worker.close_without_waiting(f"{self._target.path} is closed")
+        self.worker.close_without_waiting(f"{self._target.path} is closed")
 
     def is_inside(self) -> bool:
         """Tell whether the calling thread is the writer's, in the middle of its work."""
-        return self._worker.is_inside()
+        return self.worker.is_inside()
 
     def forget(self) -> None:
         """Reset all state in a forked child."""
-        self._worker.forget()
+        self.worker.forget()
         self._forget()
 
     def close_connection(self) -> None:
         """Close the connection. Call it while the thread is parked, or in the thread itself."""
-        connection = self._connection
+        connection = self.connection
         if connection is not None:
             discard(connection)
-            self._connection = None  # last, so that an interrupted call can be repeated
+            self.connection = None  # last, so that an interrupted call can be repeated
 
     # --- the thread -------------------------------------------------------------------
 
     def _at_end(self) -> None:
-        if self._worker.suspended:
+        if self.worker.suspended:
             self.close_connection()
 
     def _serve(self, first: Call[Any]) -> None:
         """Make and commit the changes that are waiting now."""
-        self._taken = [first]
+        self.taken = [first]
         with telemetry.Collected(self._target.late_events):
             try:
                 self._waiting(0)
                 self._expect_callers()
-                changes = self._sorted(list(self._taken))
+                changes = self._sorted(list(self.taken))
                 if changes:
                     self._commit(changes)
             except BaseException as error:  # noqa: BLE001 - injected into this thread from outside
                 self._take_back(error)
-                self._worker.fail_all(self._taken, error)
-            self._taken = []
+                self.worker.fail_all(self.taken, error)
+            self.taken = []
             self._target.on_idle()
 
     def _expect_callers(self) -> None:
         """Wait a moment for callers whose last changes were committed together."""
         until = time.monotonic() + COME_BACK
-        while MANY <= self._together > len(self._taken):
+        while MANY <= self._together > len(self.taken):
             if not self._waiting(until - time.monotonic()):
                 return
 
@@ -244,10 +244,10 @@ class Writer:
         """Return the waiting calls; wait up to `seconds` for the first one."""
         calls: list[Call[Any]] = []
         while len(calls) < TOGETHER:
-            call = self._worker.take(0 if calls else seconds)
+            call = self.worker.take(0 if calls else seconds)
             if call is None:
                 break
-            self._taken.append(call)
+            self.taken.append(call)
             calls.append(call)
         return calls
 
@@ -297,10 +297,10 @@ class Writer:
                 if not begun:
                     self._end()
                 return begun
-            if self._worker.suspended:
+            if self.worker.suspended:
                 for change in changes:
-                    self._taken.remove(change)
-                    self._worker.give_back(change)
+                    self.taken.remove(change)
+                    self.worker.give_back(change)
                 return []
             changes += self._sorted(self._waiting(pause))
             pause = min(pause * 2, TRY_LONGEST)
@@ -313,11 +313,11 @@ class Writer:
         One commit for all of them costs less than one for each half of the callers in turn.
         """
         found: list[Change[Any]] = []
-        while len(found) < most and (call := self._worker.take(0)) is not None:
+        while len(found) < most and (call := self.worker.take(0)) is not None:
             if not isinstance(call, Change):
-                self._worker.give_back(call)  # it is made between two transactions
+                self.worker.give_back(call)  # it is made between two transactions
                 break
-            self._taken.append(call)
+            self.taken.append(call)
             if call.begin():
                 found.append(call)
         return found
@@ -342,13 +342,13 @@ class Writer:
         try:
             with target.typed_errors():
                 target.require_same_file()
-                if self._connection is not None and not _is_at_rest(self._connection):
+                if self.connection is not None and not _is_at_rest(self.connection):
                     self.close_connection()  # an earlier rollback was interrupted from outside
-                if self._connection is None:
-                    self._connection = target.open_for_writing()
+                if self.connection is None:
+                    self.connection = target.open_for_writing()
                     self._is_noted = False
                     self._settings = {}
-                connection = self._connection
+                connection = self.connection
                 # Before BEGIN, because SQLite ignores `synchronous` inside a transaction.
                 self._set("synchronous", "FULL" if durable else "NORMAL")
                 self._set("busy_timeout", "0")
@@ -373,9 +373,9 @@ class Writer:
 
     @property
     def _required(self) -> Connection:
-        if self._connection is None:
+        if self.connection is None:
             raise StoreError(f"{self._target.path}: the connection was closed in a transaction")
-        return self._connection
+        return self.connection
 
     def _make_alone(self, change: Change[Any]) -> None:
         """Make one change in the open transaction, and commit."""
@@ -493,9 +493,9 @@ class Writer:
     def _take_back(self, error: BaseException) -> None:
         """Roll back, and keep the connection only if its state is certain."""
         try:
-            if self._connection is not None and isinstance(error, Exception):
-                end(self._connection, commit=False)
-                if driver_of(self._connection).in_transaction:
+            if self.connection is not None and isinstance(error, Exception):
+                end(self.connection, commit=False)
+                if driver_of(self.connection).in_transaction:
                     self.close_connection()
             else:
                 self.close_connection()

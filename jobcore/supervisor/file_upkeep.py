@@ -56,7 +56,7 @@ class FileUpkeep:
         self._record = record
         self.due = 0.0
         self._next_touch = 0.0
-        self._root = -1
+        self.root = -1
         job_directory.share(request.directory)
         self._open_root()
 
@@ -68,7 +68,7 @@ class FileUpkeep:
         if now < self.due:
             return
         self.due = now + _CHECK_EVERY
-        if self._root < 0:
+        if self.root < 0:
             self._open_root()
         try:
             self._repair()
@@ -80,10 +80,10 @@ class FileUpkeep:
 
     def _open_root(self) -> None:
         try:
-            self._root = job_directory.open_parent(self._request.directory)
+            self.root = job_directory.open_parent(self._request.directory)
         except OSError:
             return  # no descriptor is free, or it was moved to where this user cannot open it
-        job_directory.share(self._root)
+        job_directory.share(self.root)
 
     def repair_output(self) -> None:
         """
@@ -117,7 +117,7 @@ class FileUpkeep:
                 os.close(run)
 
     def _repair_directory(self) -> None:
-        new = job_directory.open_directory(self._request.name, parent=self._root, create=True)
+        new = job_directory.open_directory(self._request.name, parent=self.root, create=True)
         os.dup2(new, self._request.directory, inheritable=False)
         os.close(new)
         job_directory.share(self._request.directory)
@@ -140,14 +140,14 @@ class FileUpkeep:
         for name in os.listdir(request.directory):
             os.utime(name, dir_fd=request.directory, follow_symlinks=False)
         os.utime(request.directory)
-        if self._root >= 0:
-            os.utime(self._root)
-            os.utime(job_directory.STORE, dir_fd=self._root, follow_symlinks=False)
+        if self.root >= 0:
+            os.utime(self.root)
+            os.utime(job_directory.STORE, dir_fd=self.root, follow_symlinks=False)
             self._touch_database()
 
     def _touch_database(self) -> None:
         """Update the database's modification times, too: the end must be stored there."""
-        database, suffix, rest = os.readlink(f"/proc/self/fd/{self._root}").rpartition(_SUFFIX)
+        database, suffix, rest = os.readlink(f"/proc/self/fd/{self.root}").rpartition(_SUFFIX)
         if not suffix or rest:
             return
         for name in (database, f"{database}-wal", f"{database}-shm"):
@@ -158,9 +158,9 @@ class FileUpkeep:
 
     def close(self) -> None:
         """Close the descriptor that this object has opened."""
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
 
 
 def _is_named(name: str, descriptor: int, directory: int) -> bool:

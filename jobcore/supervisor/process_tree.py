@@ -237,7 +237,7 @@ class Process:
         try:
             with pids.ProcessHandle(self._entry) as process:
                 # The pid may have been reused before the handle was opened.
-                facts = _read_stat(self._entry)
+                facts = read_stat(self._entry)
                 if facts is None or facts[1] != self._parent:
                     return False
                 for number in numbers:
@@ -257,7 +257,7 @@ def descendants(*, children_only: bool = False) -> list[Process]:
     """
     try:
         own, level = pids.own_entry(), pids.level()
-        table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
+        table = None if os.path.exists(_OWN_CHILDREN) else by_parent()
     except OSError as error:
         _require_no_shortage(error)
         return []  # this process is not in /proc
@@ -265,8 +265,8 @@ def descendants(*, children_only: bool = False) -> list[Process]:
     seen = {own}
     parents = [own]
     for parent in parents:  # the list grows during the loop
-        for entry in _entries_below(parent) if table is None else table.get(parent, ()):
-            facts = None if entry in seen else _read_stat(entry)
+        for entry in read_entries_below(parent) if table is None else table.get(parent, ()):
+            facts = None if entry in seen else read_stat(entry)
             pid = None if facts is None else pids.translate(entry, level)
             seen.add(entry)
             if facts is None or pid is None:
@@ -284,11 +284,11 @@ def entries_below(entry: int, most: int) -> list[int]:
     Raises:
         OSError: They cannot be listed now.
     """
-    table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
+    table = None if os.path.exists(_OWN_CHILDREN) else by_parent()
     found = [entry]
     seen = {entry}
     for parent in found:  # the list grows during the loop
-        below = _entries_below(parent) if table is None else table.get(parent, ())
+        below = read_entries_below(parent) if table is None else table.get(parent, ())
         new = [one for one in below if one not in seen]
         seen.update(new)
         found += new[: most + 1 - len(found)]
@@ -307,7 +307,7 @@ def children() -> list[int]:
     except OSError as error:  # a kernel without CONFIG_PROC_CHILDREN
         _require_no_shortage(error)
         try:
-            entries = _by_parent().get(pids.own_entry(), [])
+            entries = by_parent().get(pids.own_entry(), [])
         except OSError as missing:
             _require_no_shortage(missing)
             entries = []  # this process is not in /proc: only the group can be signalled
@@ -316,7 +316,7 @@ def children() -> list[int]:
     return [pid for pid in found if pid is not None]
 
 
-def _entries_below(entry: int) -> list[int]:
+def read_entries_below(entry: int) -> list[int]:
     """Return the children of all threads of a process."""
     found = []
     try:
@@ -332,7 +332,7 @@ def _read_entries(path: str) -> list[int]:
         return [int(entry) for entry in file.read().split()]
 
 
-def _by_parent() -> dict[int, list[int]]:
+def by_parent() -> dict[int, list[int]]:
     """
     Return the /proc entries of all processes, by the entry of their parent.
 
@@ -342,13 +342,13 @@ def _by_parent() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         # Including zombies, because `children` must return all that are not reaped.
-        facts = _read_stat(int(name), living=False) if name.isdigit() else None
+        facts = read_stat(int(name), living=False) if name.isdigit() else None
         if facts is not None:
             found.setdefault(facts[1], []).append(int(name))
     return found
 
 
-def _read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
+def read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
     """
     Return name and parent of a process; None: it is gone, or a zombie while `living`.
 

@@ -68,7 +68,7 @@ def lacking() -> list[str]:
 
 # --- processes ------------------------------------------------------------------
 
-_has_pidfds: list[bool] = []  # the result of `_try_pidfds`, once it is known
+known_pidfds: list[bool] = []  # the result of `_try_pidfds`, once it is known
 
 
 def open_process(pid: int) -> int:
@@ -80,15 +80,15 @@ def open_process(pid: int) -> int:
         ProcessLookupError: No process has this pid.
         OSError: No file descriptor is free.
     """
-    if not _has_pidfds:
-        _has_pidfds.append(_try_pidfds())
-    if not _has_pidfds[0]:
+    if not known_pidfds:
+        known_pidfds.append(_try_pidfds())
+    if not known_pidfds[0]:
         raise NoPidfdError
     try:
         return os.pidfd_open(pid)
     except OSError as error:
         if error.errno in _REFUSED:  # a filter was installed later
-            _has_pidfds[0] = False
+            known_pidfds[0] = False
             raise NoPidfdError from error
         raise
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from jobcore.clock import Clock
 from jobcore.engine.adoption import Adoption
 from jobcore.engine.dispatcher import Dispatcher
+from jobcore.engine.expiry import Expiry
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
@@ -20,6 +21,7 @@ from jobcore.engine.unresponsive import Unresponsive
 from jobcore.manager import JobManager
 from jobcore.operations.pipelines import PipelineOperations
 from jobcore.operations.subscriptions import Notifier
+from jobcore.operations.task_operations import TaskOperations
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage.database import Database
@@ -40,7 +42,7 @@ class Parts:
     @property
     def writer(self) -> Writer:
         """The writer of its database."""
-        return self._manager._database._writer
+        return self._manager._database.writer
 
     @property
     def clock(self) -> Clock:
@@ -111,6 +113,16 @@ class Parts:
     def pipelines(self) -> PipelineOperations:
         """Changes workspaces and pipelines."""
         return self._manager._pipelines
+
+    @property
+    def tasks(self) -> TaskOperations:
+        """Changes jobs without a process."""
+        return self._manager._tasks
+
+    @property
+    def expiry(self) -> Expiry:
+        """Cancels expired jobs."""
+        return self._manager._expiry
 
     @property
     def waiter(self) -> Waiter:

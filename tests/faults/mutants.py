@@ -381,7 +381,7 @@ MUTANTS = (
     Mutant(
         "a call between two transactions is made in one",
         "storage/writer.py",
-        "                self._worker.give_back(call)  # it is made between two transactions\n"
+        "                self.worker.give_back(call)  # it is made between two transactions\n"
         "                break\n",
         "                self._sorted([call])\n                continue\n",
         (WRITER,),
@@ -389,7 +389,7 @@ MUTANTS = (
     Mutant(
         "an interrupted call keeps its transaction",
         "storage/writer.py",
-        "        return self._worker.hand_over(call)\n",
+        "        return self.worker.hand_over(call)\n",
         "        connection = self._target.open_for_writing()\n"
         '        driver_of(connection).execute("BEGIN IMMEDIATE")\n'
         "        made = change(connection)\n"
@@ -415,7 +415,7 @@ MUTANTS = (
     Mutant(
         "a fork copies open connections",
         "storage/database.py",
-        "        if rests and not self._readers.present():\n            self._close_connections()\n",
+        "        if rests and not self.readers.present():\n            self.close_connections()\n",
         "",
         (DATABASE, TWO_MANAGERS),
     ),

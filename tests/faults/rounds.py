@@ -93,20 +93,20 @@ class Rounds:
         self.facts = {"name": name, "rounds": 0, "seed": SEED}
 
     def __iter__(self):
-        for number in self._numbers():
+        for number in self.numbers():
             self.number = self.facts["round"] = number
             yield self.chance(number)
             self.facts["rounds"] += 1
 
     def batches(self, size):
         """Iterate over iterators of so many rounds each: what they share is checked behind each."""
-        numbers = self._numbers()
+        numbers = self.numbers()
         rounds = iter(self)
         for _ in range(0, len(numbers), size):
             yield islice(rounds, size)
         next(rounds, None)  # or the last one would not be counted
 
-    def _numbers(self):
+    def numbers(self):
         return range(self.total) if ONLY is None else [int(ONLY)]
 
     def chance(self, number=0):

@@ -324,7 +324,7 @@ def held_locks(database):
 def converse_with(database, rounds, nursery, slots, work, handler):
     """Interrupt a host in each round, and return the lines that it says at its end."""
     full = rounds.facts["full"]
-    seeds = [rounds.chance(number).random() for number in rounds._numbers()]
+    seeds = [rounds.chance(number).random() for number in rounds.numbers()]
     told, tell = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, told)

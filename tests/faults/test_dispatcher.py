@@ -98,12 +98,12 @@ def test_a_loop_rests_with_descriptors_beyond_1023():
     """`rest` knows descriptors that `select()` does not."""
     loop = Loop("jobcore-test", lambda: loop.wait([], 60))
     loop.start()
-    high = fcntl.fcntl(loop._reader, fcntl.F_DUPFD_CLOEXEC, 1024)
-    low, loop._reader = loop._reader, high
+    high = fcntl.fcntl(loop.reader, fcntl.F_DUPFD_CLOEXEC, 1024)
+    low, loop.reader = loop.reader, high
     try:
         loop.sleep(0)
     finally:
-        loop._reader = low
+        loop.reader = low
         os.close(high)
         loop.close()
 
@@ -193,7 +193,7 @@ def test_a_claim_survives_a_power_failure(database):
 
     def look(point, host):
         if point == failpoints.CLAIM_WRITTEN:
-            (level,) = driver_of(host._writer._connection).execute("PRAGMA synchronous").fetchone()
+            (level,) = driver_of(host.writer.connection).execute("PRAGMA synchronous").fetchone()
             said.append(level)
 
     failpoints.arm(look)

@@ -118,7 +118,7 @@ def interrupt(place):
         signal.raise_signal(signal.SIGUSR1)
 
 def last():
-    told.append(GATE.is_mine and GATE.is_forking() and jobs._database._readers.fork_pending)
+    told.append(GATE.is_mine and GATE.is_forking() and jobs._database.readers.fork_pending)
 
 class Owner:
     def before_fork(self):
@@ -218,7 +218,7 @@ def look_and_be_interrupted(self):
         return look(self)
     with self._looking:
         other.start()
-        until(database._readers.others, "the other thread")
+        until(database.readers.others, "the other thread")
         pid = os.fork()
         if pid == 0:
             os._exit(0)

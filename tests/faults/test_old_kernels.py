@@ -52,7 +52,7 @@ for descriptor in range(1000):
 
 def use(database):
     """Be a host: have jobs end by themselves, by a stop and by the death of their supervisor."""
-    system_calls._has_pidfds.clear()  # what the process knew that this one was forked from
+    system_calls.known_pidfds.clear()  # what the process knew that this one was forked from
     told = []
     with JobManager(database, slots=2) as jobs:
         for job in (jobs.submit(["sh", "-c", "cat; exit 3"], stdin=b"hello\n") for _ in range(2)):
@@ -107,7 +107,7 @@ def test_jobs_run_where_no_process_is_waited_for_by_pidfd(database):
     """Linux 5.3 has pidfds, but `waitid` does not know them."""
 
     def host():
-        system_calls._has_pidfds.clear()  # what an earlier test found out
+        system_calls.known_pidfds.clear()  # what an earlier test found out
         forbid("waitid by pidfd", error=errno.EINVAL)
         return use_and_reap(database)
 
@@ -118,7 +118,7 @@ def test_jobs_run_on_a_python_with_an_old_c_library(database):
     """Host and supervisors have neither pidfds nor files in memory by name."""
 
     def host():
-        system_calls._has_pidfds.clear()  # what an earlier test found out
+        system_calls.known_pidfds.clear()  # what an earlier test found out
         exec(WITHOUT)
         del signal.pidfd_send_signal
         launcher.STUB = WITHOUT + launcher.STUB
@@ -146,7 +146,7 @@ def test_doctor_names_what_is_missing(database):
     JobManager(database, slots=0).close()
 
     def look():
-        system_calls._has_pidfds.clear()
+        system_calls.known_pidfds.clear()
         forbid("pidfd_open", "memfd_create")
         mount_tmpfs("/proc", "64k")
         return next(one for one in doctor.examine(database) if one.check == "system")
@@ -264,7 +264,7 @@ def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):
 
 def test_shortage_of_descriptors_does_not_disable_pidfds(monkeypatch):
     """A failure for lack of descriptors is not remembered as "no pidfds"."""
-    monkeypatch.setattr(system_calls, "_has_pidfds", [])
+    monkeypatch.setattr(system_calls, "known_pidfds", [])
     open_it = os.pidfd_open
 
     def none_left(_):
@@ -279,7 +279,7 @@ def test_shortage_of_descriptors_does_not_disable_pidfds(monkeypatch):
 
 def test_a_filter_that_comes_later_is_noticed(monkeypatch):
     """A host that forbids itself more and more goes on without pidfds."""
-    monkeypatch.setattr(system_calls, "_has_pidfds", [True])
+    monkeypatch.setattr(system_calls, "known_pidfds", [True])
 
     def forbidden(_):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))

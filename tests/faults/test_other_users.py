@@ -140,7 +140,7 @@ def test_file_planted_beside_an_open_database_is_refused(planted, tmp_path, end,
     """Each connection that is made later looks at what is beside the file before SQLite does."""
     database, data = planted
     opened = Database(database, trust_directory=True)
-    opened._close_connections()  # as before a fork
+    opened.close_connections()  # as before a fork
     if what == "a file":
         plant(database + end, data)
     elif what == "a link":

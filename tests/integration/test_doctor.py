@@ -365,7 +365,7 @@ def test_a_job_that_ends_meanwhile_is_not_accused(jobs, scripted, database, monk
     """A lock that became free because the job was settled is no finding."""
     one = scripted()
     one.exit()
-    state_of = doctor._Examination._state_of
+    state_of = doctor.Examination.state_of
 
     def late(self, running):
         one.die()
@@ -374,7 +374,7 @@ def test_a_job_that_ends_meanwhile_is_not_accused(jobs, scripted, database, monk
         jobs.get_job(one.id)
         return state
 
-    monkeypatch.setattr(doctor._Examination, "_state_of", late)
+    monkeypatch.setattr(doctor.Examination, "state_of", late)
 
     assert examine(database) == {}
 
@@ -400,7 +400,7 @@ def test_many_are_counted_and_few_named(closed):
 def test_a_writer_that_comes_meanwhile_is_seen(closed, monkeypatch):
     """If a writer opens the file during the read, it is read again."""
     opened = []
-    put = doctor._Examination._put
+    put = doctor.Examination.put
 
     def interrupted(self, mode, question):
         answer = put(self, mode, question)
@@ -409,8 +409,8 @@ def test_a_writer_that_comes_meanwhile_is_seen(closed, monkeypatch):
             opened[0].create_job("TASK")
         return answer
 
-    monkeypatch.setattr(doctor._Examination, "_put", interrupted)
-    examination = doctor._Examination(closed)
+    monkeypatch.setattr(doctor.Examination, "put", interrupted)
+    examination = doctor.Examination(closed)
     ((count,),) = examination._ask(doctor._rows("SELECT count(*) FROM job"))
 
     with closing(opened[0]):

@@ -294,7 +294,7 @@ def held(jobs, scripted, monkeypatch):
 
     async def end():
         """Let the job end behind the back of a waiter that has begun."""
-        await until_true(lambda: parts(jobs).waiter._watched)
+        await until_true(lambda: parts(jobs).waiter.watched)
         monkeypatch.setattr(Recovery, "reconcile", block)
         run.exit()
         run.die()
@@ -446,7 +446,7 @@ async def test_cancelling_leaves_nothing(database, form):
                 await waits()
             assert scope.cancelled_caught
         # The framework itself holds the last cancellation for a moment.
-        await until_true(lambda: gc.collect() >= 0 and list(parts(jobs).waiter._watched) == [])
+        await until_true(lambda: gc.collect() >= 0 and list(parts(jobs).waiter.watched) == [])
         assert (await make(jobs.get_job, job.id)).status is Status.RUNNING
 
 
@@ -493,7 +493,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
     assert rest == [(2, "c")]
     assert again == []
     # A thread that has looked may still hold the result.
-    until(lambda: list(parts(jobs).waiter._watched) == [], "the end of what was known of the job")
+    until(lambda: list(parts(jobs).waiter.watched) == [], "the end of what was known of the job")
 
 
 async def test_two_tasks_cannot_share_an_iterator(jobs, own):
@@ -612,7 +612,7 @@ async def test_waiting_on_a_closed_manager_raises(database):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until_true(lambda: len(parts(jobs).waiter._watched) == 1)
+        await until_true(lambda: len(parts(jobs).waiter.watched) == 1)
         await make(jobs.close)
 
     assert raised == [True]

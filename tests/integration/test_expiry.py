@@ -87,7 +87,7 @@ def test_expired_job_is_never_started(jobs, clock):
     good = jobs.create_job("TASK", expires=60)
     clock.advance(1)
     with pytest.raises(InvalidTransition, match="it has expired"):
-        jobs._tasks.start(by_id.id, None)
+        parts(jobs).tasks.start(by_id.id, None)
 
     assert jobs.claim_job("TASK").id == good.id
     assert jobs.claim_job("TASK") is None

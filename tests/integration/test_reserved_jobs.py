@@ -126,4 +126,4 @@ def test_reserved_job_is_cancelled_and_deleted_like_others(database):
         jobs.delete_job(second.id)
         assert [job.id for job in jobs.list_jobs()] == [first.id]
         assert parts(jobs).ownership.current is not None
-    assert parts(jobs).ownership._directories._closed
+    assert parts(jobs).ownership.directories._closed

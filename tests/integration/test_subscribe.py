@@ -247,7 +247,7 @@ def test_every_commit_after_a_subscription_is_delivered(jobs):
         with transaction(database) as connection:
             job_rows.insert_job(connection, now=1, workspace_id=place, type="TASK")
             inside.set()
-            until(lambda: not database._writer._worker._queue.empty(), "the subscriber")
+            until(lambda: not database.writer.worker.queue.empty(), "the subscriber")
             order.append("commits")
 
     writer = threading.Thread(target=write)

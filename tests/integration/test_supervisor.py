@@ -565,8 +565,8 @@ def test_children_are_found_where_the_kernel_does_not_list_them(tmp_path):
     script.chmod(0o700)
     with subprocess.Popen([script], stdin=subprocess.PIPE) as child:
         until(lambda: name_of(child.pid) == script.name, "its name")
-        found = process_tree._by_parent()[os.getpid()]
-        called = process_tree._read_stat(child.pid)
+        found = process_tree.by_parent()[os.getpid()]
+        called = process_tree.read_stat(child.pid)
         listed = process_tree.children()
 
     assert child.pid in listed

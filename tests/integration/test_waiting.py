@@ -333,7 +333,7 @@ def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves
     first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
     assert next(first).raw == b"a\n"
     thread, answers = in_thread(lambda: list(first) if leaves == "times out" else next(first))
-    watched = parts(jobs).waiter._watched[jobs.get_job(run.id).number]
+    watched = parts(jobs).waiter.watched[jobs.get_job(run.id).number]
     until(lambda: watched._holders, "its look")
     others = [in_thread(partial(follow, jobs, run.id)) for _ in range(3)]
     if leaves == "takes its time":
@@ -489,7 +489,7 @@ def test_failed_import_is_retried_by_the_follower(jobs, scripted, monkeypatch):
 
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
-    until(lambda: parts(jobs).waiter._watched, "the follower")
+    until(lambda: parts(jobs).waiter.watched, "the follower")
     monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
@@ -518,10 +518,10 @@ def test_nothing_is_kept_of_who_waited(jobs, scripted):
     lines = jobs.follow(run.id)
     run.write(b"a\n")
     next(lines)
-    shared = len(parts(jobs).waiter._watched)
+    shared = len(parts(jobs).waiter.watched)
     lines.close()
 
-    assert (shared, len(parts(jobs).waiter._watched)) == (1, 0)
+    assert (shared, len(parts(jobs).waiter.watched)) == (1, 0)
 
 
 # --- deletion -----------------------------------------------------------------------

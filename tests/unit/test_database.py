@@ -503,7 +503,7 @@ def test_busy_writer_waits_for_its_turn(database, opened):
         other.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=note, args=(opened, "in time"))
         writer.start()
-        until(lambda: opened._writer._taken, "the writer's turn")
+        until(lambda: opened.writer.taken, "the writer's turn")
         other.execute("COMMIT")
         join(writer)
 
@@ -933,11 +933,11 @@ def test_checkpoint_empties_the_log(database, opened):
 
 def test_large_log_is_checkpointed_by_itself(database, opened):
     """A commit that finds the log large truncates it; no other commit does."""
-    opened._checkpointer._next = 0.0
+    opened.checkpointer.next_run = 0.0
     note(opened, "small")
     assert wal_size(database) > 0
 
-    opened._checkpointer._next = 0.0
+    opened.checkpointer.next_run = 0.0
     note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
     until(lambda: wal_size(database) == 0, "the checkpoint")
 
@@ -980,7 +980,7 @@ def test_checkpoint_gives_way_to_a_reader(database, opened):
 
 def test_failed_checkpoint_does_not_fail_the_commit(database, opened):
     """A commit stands though the checkpoint after it cannot be made."""
-    opened._checkpointer._next = 0.0
+    opened.checkpointer.next_run = 0.0
     os.rename(database + ".jobs", database + ".moved")
     note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
     os.rename(database + ".moved", database + ".jobs")
@@ -1221,7 +1221,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
 
 def test_call_in_the_middle_of_a_fork_is_refused(opened, monkeypatch):
     """A signal handler that reads during a fork gets the error that it is busy."""
-    close_connections = opened._close_connections
+    close_connections = opened.close_connections
     refusals = []
 
     def closed_when_the_signal_comes():
@@ -1231,7 +1231,7 @@ def test_call_in_the_middle_of_a_fork_is_refused(opened, monkeypatch):
         refusals.append(refused)
 
     with monkeypatch.context() as patched:
-        patched.setattr(opened, "_close_connections", closed_when_the_signal_comes)
+        patched.setattr(opened, "close_connections", closed_when_the_signal_comes)
         host = threading.Thread(target=in_child, args=(int,), daemon=True)
         host.start()
         host.join(PATIENCE)
@@ -1331,7 +1331,7 @@ def test_close_inside_a_write_leaves_it_to_its_end(database, opened):
 
     # Nobody closes it once more.
     until(lambda: os.fspath(database) not in descriptors().values(), "the end of the writer")
-    until(lambda: not opened._writer._worker._threads, "the end of its thread")
+    until(lambda: not opened.writer.worker.threads, "the end of its thread")
     again = Database(database)
     assert notes(again) == {"at its end"}
     again.close()
@@ -1366,7 +1366,7 @@ def test_connection_that_cannot_be_set_up_is_not_left_open(database, opened):
     """Repeated reads of a damaged file do not use up descriptors."""
     opened.close()
     damaged = Database(database)
-    damaged._close_connections()
+    damaged.close_connections()
     with open(database, "r+b") as file:
         file.write(bytes(4096))
     gc.disable()
@@ -1402,7 +1402,7 @@ def test_lock_that_sqlite_cannot_get_past_is_dropped_with_all_connections(opened
     def refused():
         raise sqlite3.OperationalError("locking protocol")  # after ten seconds
 
-    monkeypatch.setattr(opened._readers.commits, "look", refused)
+    monkeypatch.setattr(opened.readers.commits, "look", refused)
     with pytest.raises(DatabaseBusy, match="locking protocol"):
         opened.version()
     monkeypatch.undo()

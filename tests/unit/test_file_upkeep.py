@@ -122,7 +122,7 @@ def test_a_root_that_is_gone_is_looked_for_again(root, upkeep):
 
 def test_root_that_could_not_be_opened_is_opened_later(upkeep, root):
     """Without it, a removed directory is not made again."""
-    os.close(upkeep._root)
-    upkeep._root = -1
+    os.close(upkeep.root)
+    upkeep.root = -1
     upkeep.advance(20.0)
-    assert os.fstat(upkeep._root).st_ino == os.stat(root).st_ino
+    assert os.fstat(upkeep.root).st_ino == os.stat(root).st_ino

@@ -173,14 +173,14 @@ def test_notify_all_wakes_all_waiters():
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: len(condition._waiting) == 3, "the waiters")
+    until(lambda: len(condition.waiting) == 3, "the waiters")
     condition.notify_all()
     for thread in threads:
         thread.join(PATIENCE)
     condition.wait(lambda: True, PATIENCE)
 
     assert woken == [1, 1, 1]
-    assert not condition._waiting
+    assert not condition.waiting
 
 
 def test_notify_done_wakes_waiters_whose_predicate_is_true():
@@ -194,9 +194,9 @@ def test_notify_done_wakes_waiters_whose_predicate_is_true():
     threads = [threading.Thread(target=wait, args=[name]) for name in "abc"]
     for thread in threads:
         thread.start()
-    until(lambda: len(condition._waiting) == 3, "the waiters")
+    until(lambda: len(condition.waiting) == 3, "the waiters")
     condition.notify_done()
-    assert len(condition._waiting) == 3
+    assert len(condition.waiting) == 3
     for count, name in enumerate("bac", 1):
         news.add(name)
         condition.notify_done()
@@ -276,7 +276,7 @@ def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(databa
     for where, raised in every_bytecode(read, never=("sqlalchemy",)):
         kept.append(raised)
         opened.version()
-        assert opened._readers._uses == {}, where
+        assert opened.readers._uses == {}, where
         assert opened.checkpoint() is True, where  # no reader is in its way
     read()
 

@@ -27,7 +27,7 @@ def ownership(database):
 
 def files(ownership):
     """Return the names of the lock files there are."""
-    path = Path(ownership._directories.path(""))
+    path = Path(ownership.directories.path(""))
     return sorted(name.name for name in path.glob(PREFIX + "*"))
 
 
@@ -91,7 +91,7 @@ def test_owner_lives_though_a_cleaner_removed_its_file(ownership):
     """Without the file the process itself decides, and its next claim makes the file again."""
     child, name = owner_in_child(ownership)
     own = ownership.claim()
-    root = Path(ownership._directories.path(""))
+    root = Path(ownership.directories.path(""))
     try:
         for file in files(ownership):
             (root / file).unlink()
@@ -121,7 +121,7 @@ def test_owner_lives_though_its_file_was_replaced(ownership, replace):
     """A file that a tool puts in its place is not locked, so the process decides."""
     child, name = owner_in_child(ownership)
     try:
-        replace(Path(ownership._directories.path(PREFIX + name)))
+        replace(Path(ownership.directories.path(PREFIX + name)))
         assert ownership.lives(name)
     finally:
         child.kill()
@@ -138,7 +138,7 @@ def test_owner_lives_though_a_full_disk_left_its_file_empty(ownership, monkeypat
         patch.setattr(os, "pwrite", refuse)
         child, name = owner_in_child(ownership)
     try:
-        assert Path(ownership._directories.path(PREFIX + name)).stat().st_size == 0
+        assert Path(ownership.directories.path(PREFIX + name)).stat().st_size == 0
         assert ownership.lives(name)
     finally:
         child.kill()
@@ -221,12 +221,12 @@ def _with(name, **changes):
 
 
 def _remove_file(ownership, name):
-    Path(ownership._directories.path(PREFIX + name)).unlink(missing_ok=True)
+    Path(ownership.directories.path(PREFIX + name)).unlink(missing_ok=True)
 
 
 def _copy_file(ownership, name):
     """Put an unlocked file in the place of an owner's, as tools do that copy and rename."""
-    Path(ownership._directories.path(PREFIX + name)).write_bytes(b"")
+    Path(ownership.directories.path(PREFIX + name)).write_bytes(b"")
 
 
 @pytest.mark.parametrize("lose", [_remove_file, _copy_file])

@@ -458,7 +458,7 @@ CALLS = {
     "an expiry": lambda jobs: [
         jobs.submit(["true"], expires=0),
         next_expiry(jobs),
-        jobs._expiry.tick(),
+        parts(jobs).expiry.tick(),
     ],
     "a change": lambda jobs: jobs.update_job(
         jobs.submit(["true"]).id, priority=3, name="n", timeout=5

@@ -33,9 +33,9 @@ def proc(tmp_path, monkeypatch):
 
     yield make
     for pid, path in hanging:
-        if procfs._is_waiting(pid):
+        if procfs.is_waiting(pid):
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-            until(lambda: not procfs._is_waiting(pid), "the end of the thread")  # noqa: B023
+            until(lambda: not procfs.is_waiting(pid), "the end of the thread")  # noqa: B023
 
 
 def test_environment_that_hangs_does_not_hide_others(proc):
@@ -52,10 +52,10 @@ def test_environment_that_hangs_is_read_once(proc):
     """While the kernel keeps one it is skipped, so that no threads gather."""
     proc(12, None)
     orphans.find("me")
-    first = procfs._waiting[12]
+    first = procfs.waiting[12]
     orphans.find("me")
 
-    assert procfs._waiting[12] is first
+    assert procfs.waiting[12] is first
 
 
 def test_environment_that_answers_again_is_read_again(proc, tmp_path):
@@ -63,7 +63,7 @@ def test_environment_that_answers_again_is_read_again(proc, tmp_path):
     proc(12, None)
     assert orphans.find("me") == []
     os.close(os.open(tmp_path / "12" / "environ", os.O_WRONLY | os.O_NONBLOCK))
-    until(lambda: not procfs._waiting[12].is_alive(), "the end of the thread")
+    until(lambda: not procfs.waiting[12].is_alive(), "the end of the thread")
     (tmp_path / "12" / "environ").unlink()
     (tmp_path / "12" / "environ").write_bytes(b"JOBCORE_RUN=me\0")
 
@@ -90,7 +90,7 @@ def test_process_that_has_ended_is_not_found(proc, tmp_path):
 def test_child_of_a_process_that_ended_during_the_look_is_found(proc, tmp_path, monkeypatch):
     """A process that forks and ends before it was looked at does not hide its child."""
     proc(11, b"JOBCORE_RUN=me")
-    read = procfs._entries
+    read = procfs.read_entries
 
     def fork_first(pid, name):
         if pid == 11 and not (tmp_path / "12").exists():
@@ -98,14 +98,14 @@ def test_child_of_a_process_that_ended_during_the_look_is_found(proc, tmp_path, 
             (tmp_path / "11" / "environ").unlink()
         return read(pid, name)
 
-    monkeypatch.setattr(procfs, "_entries", fork_first)
+    monkeypatch.setattr(procfs, "read_entries", fork_first)
     assert orphans.find("me") == [12]
 
 
 def test_process_in_the_middle_of_an_exec_is_found(proc, tmp_path, monkeypatch):
     """It has no environment for a moment, and is looked at again."""
     proc(11, b"")
-    read = procfs._entries
+    read = procfs.read_entries
 
     def exec_after(pid, name):
         try:
@@ -113,7 +113,7 @@ def test_process_in_the_middle_of_an_exec_is_found(proc, tmp_path, monkeypatch):
         finally:
             (tmp_path / "11" / "environ").write_bytes(b"JOBCORE_RUN=me")
 
-    monkeypatch.setattr(procfs, "_entries", exec_after)
+    monkeypatch.setattr(procfs, "read_entries", exec_after)
     assert orphans.find("me") == [11]
 
 

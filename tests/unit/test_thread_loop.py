@@ -81,7 +81,7 @@ def test_thread_whose_pipe_was_closed_rests_and_logs_it_once(monkeypatch, caplog
     loop = Loop("test", lambda: loop.wait([], None))
     loop.start()
     until(lambda: loop.runs, "the thread")
-    reader, writer = loop._reader, loop._writer
+    reader, writer = loop.reader, loop.writer
     with open(os.devnull, "rb") as other:
         os.dup2(other.fileno(), reader)
     os.close(writer)

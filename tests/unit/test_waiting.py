@@ -13,7 +13,7 @@ from jobcore import DatabaseCorrupt, Status, tuning
 from jobcore.operations import waiting
 from jobcore.operations.waiting import Cursor, WatchedJob
 from jobcore.testing.parts import parts
-from tests.jobfiles import damage, stored_run
+from tests.jobfiles import damage, run_of, stored_run
 from tests.tasks import task
 
 
@@ -55,7 +55,7 @@ def test_row_read_at_any_bytecode_of_moved_is_not_missed(jobs, follower):
     while reached:
         number += 1
         job = task(jobs)
-        cursor = follower.waiting(jobs._run(job.id))
+        cursor = follower.waiting(run_of(jobs, job))
         follower.refresh(cursor)
 
         def commit(job=job, cursor=cursor):
@@ -71,9 +71,9 @@ def test_row_read_at_any_bytecode_of_moved_is_not_missed(jobs, follower):
 def test_waiter_whose_sight_was_replaced_is_not_missed(jobs, follower):
     """Two threads that begin to wait at once may each have a sight; both are refreshed."""
     job = task(jobs)
-    run = jobs._run(job.id)
+    run = run_of(jobs, job)
     first, second = (Cursor(run, WatchedJob(run.number), 1.0) for _ in range(2))
-    follower._watched[run.number] = second.watched
+    follower.watched[run.number] = second.watched
 
     jobs.finish_job(job.id)
     follower.refresh(first)
@@ -84,7 +84,7 @@ def test_waiter_whose_sight_was_replaced_is_not_missed(jobs, follower):
 def test_damaged_row_concerns_its_own_waiters(jobs, follower, database):
     """A damaged row raises only for those who wait for it."""
     bad, good = task(jobs), task(jobs)
-    cursors = [follower.waiting(jobs._run(job.id)) for job in (bad, good)]
+    cursors = [follower.waiting(run_of(jobs, job)) for job in (bad, good)]
     damage(database, "job", bad.id, status="ODD")
 
     follower.refresh(cursors[1])

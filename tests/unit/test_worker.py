@@ -123,7 +123,7 @@ def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatc
         made.append(fresh)
         if not first:
             fresh.call(str)
-            while fresh._threads:
+            while fresh.threads:
                 time.sleep(0)
         fresh.call(str)
 
@@ -194,7 +194,7 @@ def test_idle_thread_ends_and_is_started_again(one_worker, monkeypatch):
     """Without calls there is no thread."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     first = one_worker.call(threading.get_native_id)
-    until(lambda: not one_worker._threads, "the end of the thread")
+    until(lambda: not one_worker.threads, "the end of the thread")
 
     assert one_worker.call(lambda: "again") == "again"
     assert first != threading.get_native_id()
@@ -230,7 +230,7 @@ def test_thread_that_is_struck_while_it_ends_gives_up_its_place(one_worker, monk
 
     monkeypatch.setattr(one_worker, "_at_end", strike)
     one_worker.call(lambda: None)
-    until(lambda: struck and not one_worker._threads, "the end of the thread")
+    until(lambda: struck and not one_worker.threads, "the end of the thread")
 
     assert one_worker.call(lambda: 1, patience=SOON) == 1
 
@@ -242,9 +242,7 @@ def test_slot_of_a_dead_thread_is_reused(one_worker, monkeypatch):
     ends = []
     monkeypatch.setattr(one_worker, "_leave", lambda *_: ends.append(1))
     one_worker.call(lambda: None)
-    until(
-        lambda: ends and all(thread.is_dead for thread in one_worker._threads.values()), "its end"
-    )
+    until(lambda: ends and all(thread.is_dead for thread in one_worker.threads.values()), "its end")
     monkeypatch.undo()
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
 
@@ -266,7 +264,7 @@ def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
     one_worker._start(1)
 
     assert one_worker.suspend(PATIENCE)
-    assert one_worker._threads == {}
+    assert one_worker.threads == {}
     one_worker.close("over")
 
 
@@ -276,13 +274,13 @@ def test_thread_that_begins_too_late_makes_no_call(one_worker, monkeypatch):
     monkeypatch.setattr(_thread, "start_new_thread", lambda *call: began.append(call))
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
-    one_worker._start_patience = 0.01
+    one_worker.start_patience = 0.01
     caller = threading.Thread(target=one_worker.call, args=(lambda: None,))
     caller.start()
     until(lambda: len(began) > 1, "the second thread")
     run, (number, late) = began[0]
     run(number, late)
-    current = one_worker._threads.get(number)
+    current = one_worker.threads.get(number)
     run, arguments = began[-1]
     start(run, arguments)
     caller.join()
@@ -409,7 +407,7 @@ def test_thread_that_never_runs_is_not_waited_for(one_worker, monkeypatch):
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(_thread, "start_new_thread", lambda *_: 1)
-    one_worker._start_patience = 0.01
+    one_worker.start_patience = 0.01
 
     assert one_worker.call(threading.get_ident) == threading.get_ident()
 
@@ -442,10 +440,10 @@ def test_closed_worker_refuses_every_call(one_worker):
     blocker.start()
     assert busy.wait(PATIENCE)
     waiter.start()
-    until(lambda: not one_worker._queue.empty(), "the second call")
+    until(lambda: not one_worker.queue.empty(), "the second call")
     closer = threading.Thread(target=one_worker.close, args=("it is closed", PATIENCE))
     closer.start()
-    until(lambda: one_worker._closed is not None, "the call of close")
+    until(lambda: one_worker.closed is not None, "the call of close")
     go.set()
     for thread in (closer, blocker, waiter):
         thread.join(PATIENCE)

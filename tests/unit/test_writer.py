@@ -89,7 +89,7 @@ def together(opened):
             commits.append(point)
 
     def waiting():
-        return opened._writer._worker._queue.qsize()
+        return opened.writer.worker.queue.qsize()
 
     def hand_over(*changes):
         outcomes = [None] * len(changes)
@@ -152,7 +152,7 @@ def test_callers_that_come_back_one_by_one_share_a_commit(opened, together, monk
         for text in "def":
             threads.append(threading.Thread(target=note, args=(opened, text)))
             threads[-1].start()
-            until(opened._writer._worker._queue.empty, "the writer to take it")
+            until(opened.writer.worker.queue.empty, "the writer to take it")
         for thread in threads:
             thread.join(PATIENCE)
     finally:
@@ -191,7 +191,7 @@ def while_it_begins(opened):
                 if not threads:
                     threads.append(threading.Thread(target=call))
                     threads[0].start()
-                    until(lambda: opened._writer._worker._queue.qsize() == 1, "the hand-over")
+                    until(lambda: opened.writer.worker.queue.qsize() == 1, "the hand-over")
 
         failpoints.arm(begin)
         try:
@@ -214,9 +214,9 @@ def test_call_that_comes_while_a_transaction_begins_is_made_after_it(opened, whi
     inside = []
 
     def look():
-        inside.append(driver_of(opened._writer._connection).in_transaction)
+        inside.append(driver_of(opened.writer.connection).in_transaction)
 
-    while_it_begins(lambda: opened._writer.between(look, patience=PATIENCE))
+    while_it_begins(lambda: opened.writer.between(look, patience=PATIENCE))
 
     assert inside == [False]
 
@@ -377,7 +377,7 @@ def test_change_that_was_taken_and_not_begun_fails_at_once(database, monkeypatch
         monkeypatch.undo()
         raise SystemExit
 
-    monkeypatch.setattr(opened._writer, "_sorted", fail)
+    monkeypatch.setattr(opened.writer, "_sorted", fail)
     with pytest.raises(StoreError, match="not made"):
         opened.write(lambda connection: run(connection, "SELECT 1"))
     opened.write(lambda connection: run(connection, "SELECT 1"))
@@ -393,7 +393,7 @@ def test_other_threads_write_on_while_one_waits_for_a_free_database(database):
             target=opened.write, args=(lambda connection: run(connection, "SELECT 1"),)
         )
         patient.start()
-        until(lambda: opened._writer._taken, "the writer")
+        until(lambda: opened.writer.taken, "the writer")
         with pytest.raises(DatabaseBusy, match="locked"):
             opened.write(lambda connection: run(connection, "SELECT 1"), patience=0.01)
         other.execute("ROLLBACK")
@@ -429,7 +429,7 @@ def test_reads_work_while_a_writer_waits_for_the_lock(jobs, scripted):
         run.write(b"a line\n")
         waiting = threading.Thread(target=jobs.create_job, args=("TASK",))
         waiting.start()
-        until(lambda: parts(jobs).writer._taken, "the writer")
+        until(lambda: parts(jobs).writer.taken, "the writer")
         with Undelayed() as call:
             assert jobs.get_job(run.id).status is Status.RUNNING
         assert call.seconds < 0.5
