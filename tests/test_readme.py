@@ -607,7 +607,7 @@ def test_the_examples_of_commands_run(tmp_path):
     assert failed == []
     hello, level, _, *others, orders = [out for _, out, _ in done["run"]]
     assert (hello, level) == ("hello\n", "debug\n")
-    assert others == ["      1 a\n      1 b\n", "2\n", "2\n"]
+    assert others == ["      1 a\n      1 b\n", "", "2\n", "2\n"]
     assert sorted(orders.splitlines()) == ["order 1", "order 2", "order 3"]
 
 

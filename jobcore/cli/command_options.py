@@ -163,7 +163,7 @@ Condition = Annotated[
     RunIf,
     typer.Option(
         metavar="WORD",
-        help="How all jobs of --after have to end: complete, failed, or ended, in any way. "
+        help="How all jobs of --after have to end: complete, failed, or ended (in any way). "
         "[complete]",
     ),
 ]
