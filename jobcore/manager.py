@@ -278,7 +278,7 @@ class JobManager:
         # ends after the dispatcher.
         self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
-        self._database.guard_descriptors(directories.require_open)
+        self._database.guard(directories)
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))

@@ -27,7 +27,7 @@ import pytest
 
 import jobcore
 from jobcore import JobcoreError, JobManager, wire
-from jobcore.storage import connections
+from jobcore.storage import reading
 from jobcore.testing.parts import parts
 from tests.cases import every
 from tests.processes import ROOT
@@ -453,7 +453,7 @@ def mistakes(verb):
 def test_methods_raise_the_documented_errors(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
-    monkeypatch.setattr(connections, "discard", thrown.append)
+    monkeypatch.setattr(reading, "discard", thrown.append)
     monkeypatch.chdir(os.path.dirname(parts(jobs).database.path))  # some write files
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.

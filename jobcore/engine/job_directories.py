@@ -21,6 +21,7 @@ from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.storage import filesystem
+from jobcore.storage.connections import Held
 from jobcore.storage.filesystem import repair_command
 from jobcore.supervisor import job_directory
 
@@ -98,13 +99,15 @@ class TypedErrors:
     Raises an OSError of a `with` block as a StoreError, except FileNotFoundError.
 
     Args:
-        path: What the block uses.
+        directories: The root.
+        name: The name of the directory that the block uses; empty: the root itself.
     """
 
-    __slots__ = ("_path",)
+    __slots__ = ("_directories", "_name")
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, directories: Directories, name: str) -> None:
+        self._directories = directories
+        self._name = name
 
     def __enter__(self) -> None:
         """Begin: nothing is needed."""
@@ -117,24 +120,13 @@ class TypedErrors:
     ) -> None:
         """Raise the StoreError."""
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise filesystem.typed(self._path, error) from error
+            raise filesystem.typed(self._directories.path(self._name), error) from error
 
 
 class OpenDirectory(TypedErrors):
-    """
-    Opens a directory in the root for a `with` block; see `Directories.open`.
+    """Opens a directory in the root for a `with` block; see `Directories.open`."""
 
-    Args:
-        directories: The root.
-        name: The name of the directory.
-    """
-
-    __slots__ = ("_descriptor", "_directories", "_name")
-
-    def __init__(self, directories: Directories, name: str) -> None:
-        super().__init__(directories.path(name))
-        self._directories = directories
-        self._name = name
+    __slots__ = ("_descriptor",)
 
     def __enter__(self) -> int:  # type: ignore[override]  # it provides the descriptor
         """Open it."""
@@ -149,7 +141,8 @@ class OpenDirectory(TypedErrors):
     ) -> None:
         """Close it."""
         GATE.close(self._descriptor)
-        super().__exit__(kind, error, trace)
+        if error is not None:
+            super().__exit__(kind, error, trace)
 
 
 class Directories(ForkAware):
@@ -162,6 +155,8 @@ class Directories(ForkAware):
 
     Attributes:
         boot_id: The id of the machine's current boot; None: `/proc` does not provide it.
+        held: The directory of all job directories, which is kept open for frequent use;
+            forgotten before it is closed. None: it is not open.
 
     Raises:
         StoreError: `/proc` cannot be read now.
@@ -171,81 +166,69 @@ class Directories(ForkAware):
         self.boot_id = filesystem.boot_id()
         self._database = database
         self._host = host
-        self._root: int | None = None
-        self._identity = (0, 0)  # of the root, by device and inode
+        self.held: Held | None = None
         self._closed = False
         self._gone_since: float | None = None  # by the monotonic clock
         GATE.watch(self)
 
     @property
     def root(self) -> int:
-        """The descriptor of the directory of all job directories; kept open for frequent use."""
-        with GATE:
-            return self._held_root()
+        """The descriptor of the directory of all job directories, which was checked just now."""
+        return self._checked()[0]
 
-    def _held_root(self) -> int:
-        """Return `root` to a caller that holds the gate."""
+    def _checked(self) -> Held:
+        """Return `held` after checking it. Without the gate: another thread may close it now."""
+        held = self.held
+        if held is not None and not failpoints.armed and _is_open(held) and self._is_in_place(held):
+            return held  # the usual case
+        with GATE:
+            return self._hold()
+
+    def _hold(self) -> Held:
+        """Return `held`, opened if needed and checked, to a caller that holds the gate."""
         if failpoints.armed:
             failpoints.reach(failpoints.ENTERED, self._host)
         if self._closed:
             raise StoreError(f"{self._database} is closed")
-        if self._root is not None and not self._is_open():
+        if self.held is None:
+            self.held = self._open_root()
+        elif not _is_open(self.held):
             raise filesystem.closed_by_others(self._database)
-        if self._root is not None and not self._is_in_place():
+        elif not self._is_in_place(self.held):
             # A manager that opens the database now would use another directory, where our
             # jobs look dead.
             raise DatabaseGone(
                 f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
             )
-        if self._root is None:
-            try:
-                self._root = filesystem.open_root(self._database, create=False)
-            except FileNotFoundError as error:
-                raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
-            except OSError as error:
-                raise filesystem.typed(f"{self._database}.jobs", error) from error
-            GATE.register(self._root)
-            job_directory.share(self._root)
-            facts = os.fstat(self._root)
-            self._identity = facts.st_dev, facts.st_ino
-        return self._root
+        return self.held
 
-    def require_open(self) -> None:
-        """
-        Raise if other code of this process has closed the descriptor of the root by its number.
-
-        Such code, for example `os.closerange` in a daemon's start, has closed SQLite's
-        descriptors, too. SQLite would then wait for locks that it can never get.
-
-        Raises:
-            StoreError: It was closed; its number may now be another file's.
-        """
-        if self._root is None or self._is_open():
-            return
-        with GATE:  # another thread may be closing or reopening it
-            if self._root is not None and not self._is_open():
-                raise filesystem.closed_by_others(self._database)
-
-    def _is_open(self) -> bool:
+    def _open_root(self) -> Held:
         try:
-            facts = os.fstat(-1 if self._root is None else self._root)
-        except OSError:
-            return False
-        return (facts.st_dev, facts.st_ino) == self._identity
+            root = filesystem.open_root(self._database, create=False)
+        except FileNotFoundError as error:
+            raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
+        except OSError as error:
+            raise filesystem.typed(f"{self._database}.jobs", error) from error
+        GATE.register(root)
+        try:
+            job_directory.share(root)
+            facts = os.fstat(root)
+        except BaseException:
+            GATE.close(root)
+            raise
+        return root, facts.st_dev, facts.st_ino
 
     def reopen(self) -> None:
         """Use the directory that now has the name, after the old one was removed or moved."""
         with GATE:
             self._gone_since = None
-            if self._root is not None:
-                self._close_root()
+            self._close_root()
 
     def _close_root(self) -> None:
         """Close the descriptor of the root, unless its number is now another file's."""
-        is_open = self._is_open()
-        root, self._root = self._root, None
-        if root is not None:
-            GATE.close(root) if is_open else GATE.unregister(root)
+        held, self.held = self.held, None
+        if held is not None:
+            GATE.close(held[0]) if _is_open(held) else GATE.unregister(held[0])
 
     @property
     def _remedy(self) -> str:
@@ -273,14 +256,14 @@ class Directories(ForkAware):
         self._gone_since = None
         return True
 
-    def _is_in_place(self) -> bool:
+    def _is_in_place(self, held: Held) -> bool:
         try:
             facts = os.stat(self._database + ".jobs", follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
             raise filesystem.typed(f"{self._database}.jobs", error) from error
-        return (facts.st_dev, facts.st_ino) == self._identity
+        return (facts.st_dev, facts.st_ino) == held[1:]
 
     def is_home_of(self, directory_id: str | None, boot_id: str | None) -> bool:
         """
@@ -292,9 +275,10 @@ class Directories(ForkAware):
             DatabaseGone: The directory of all job directories is gone.
         """
         started = DirectoryId.parse(directory_id)
-        if started is None or os.fstat(self.root).st_ino != started.root:
+        _, device, inode = self._checked()
+        if started is None or started.root != inode:
             return False
-        return boot_id != self.boot_id or self._identity[0] == started.device
+        return boot_id != self.boot_id or started.device == device
 
     def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
         """Tell whether a run of this boot was started in this open directory."""
@@ -309,12 +293,11 @@ class Directories(ForkAware):
         """Close the descriptor that is kept open, for good. A second call is harmless."""
         with GATE:
             self._closed = True
-            if self._root is not None:
-                self._close_root()
+            self._close_root()
 
     def after_fork_in_child(self) -> None:
         """Forget the descriptor: the gate has closed it."""
-        self._root = None
+        self.held = None
 
     def open(self, name: str) -> OpenDirectory:
         """
@@ -329,14 +312,19 @@ class Directories(ForkAware):
 
     def typed(self, name: str = "") -> TypedErrors:
         """Raise an OSError of a `with` block as a StoreError, except FileNotFoundError."""
-        return TypedErrors(self.path(name))
+        return TypedErrors(self, name)
 
     def _descriptor(self, name: str) -> int:
         """Open a directory in the root and return its registered descriptor."""
-        with self.typed(name), GATE:
-            directory = job_directory.open_directory(name, parent=self._held_root())
-            GATE.register(directory)
-            return directory
+        try:
+            with GATE:
+                directory = job_directory.open_directory(name, parent=self._hold()[0])
+                GATE.register(directory)
+                return directory
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise filesystem.typed(self.path(name), error) from error
 
     def prepare(self, name: str) -> Prepared | None:
         """
@@ -351,10 +339,11 @@ class Directories(ForkAware):
         """
         _require_name(name)
         with self.typed(name), GATE:
-            root = self._held_root()
+            root = self._hold()[0]
             directory = job_directory.open_directory(name, parent=root, create=True)
             prepared = Prepared(name, directory)
             try:
+                prepared.directory_id = str(DirectoryId.of(root, directory))
                 prepared.lock = lock = job_directory.open_lock(directory, create=True)
                 if job_directory.try_lock(
                     lock, job_directory.PREPARING
@@ -363,7 +352,6 @@ class Directories(ForkAware):
                     prepared.slot = job_directory.open_lock(directory)
                     # This fails only if C code of an earlier host has forked a copy of the lock.
                     job_directory.try_lock(prepared.slot, job_directory.SLOT)
-                    prepared.directory_id = str(DirectoryId.of(root, directory))
                     GATE.register(directory, lock, prepared.slot)
                     return prepared
             except BaseException:
@@ -447,18 +435,19 @@ class Directories(ForkAware):
         try:
             with self.typed(name):
                 with GATE:
-                    root = self._held_root()
+                    root = self._hold()[0]
                     directory = job_directory.open_directory(name, parent=root)
                     opened.append(directory)
-                    GATE.register(directory)
-                    # If the lock file is missing, the host that prepared the directory died
-                    # between two steps: create it, as that host would have.
-                    lock = job_directory.open_lock(directory, create=True)
-                    opened.append(lock)
-                    GATE.register(lock)
-                    mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
-                        job_directory.is_current(name, directory, lock, parent=root)
-                    )
+                    try:
+                        # If the lock file is missing, the host that prepared the directory died
+                        # between two steps: create it, as that host would have.
+                        lock = job_directory.open_lock(directory, create=True)
+                        opened.append(lock)
+                        mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
+                            job_directory.is_current(name, directory, lock, parent=root)
+                        )
+                    finally:
+                        GATE.register(*opened)
                 if mine and failpoints.armed:
                     failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
                 yield directory if mine else None
@@ -491,7 +480,7 @@ class Directories(ForkAware):
         with self.typed():
             with GATE:
                 directory = os.open(
-                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._held_root()
+                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._hold()[0]
                 )
                 GATE.register(directory)
             try:
@@ -531,6 +520,14 @@ def recorded_namespace(directory: int) -> int | None:
     record = job_directory.read_record(directory, job_directory.RUN)
     namespace = None if record is None else record.get("pid_namespace")
     return namespace if isinstance(namespace, int) else None
+
+
+def _is_open(held: Held) -> bool:
+    try:
+        facts = os.fstat(held[0])
+    except OSError:
+        return False
+    return (facts.st_dev, facts.st_ino) == held[1:]
 
 
 def _require_name(name: str) -> None:

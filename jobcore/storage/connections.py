@@ -1,20 +1,16 @@
-"""Opens connections to the file, and discards broken ones."""
+"""Opens connections to the file; see `reading` for who uses them."""
 
 from __future__ import annotations
 
-import logging
-import os
 import sqlite3
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
-
-from jobcore.embedding import telemetry
-from jobcore.storage.statement import driver_of
 from jobcore.tuning import RECORDED_CURSORS
+
+#: An open descriptor, and the device and inode of its file.
+Held = tuple[int, int, int]
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -38,8 +34,8 @@ class SqliteConnection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        #: Found with the first transaction of the writer; forgotten before the connection closes.
-        self.shared_memory: SharedMemory | None = None
+        #: The `-shm` file, if it is the writer's connection; forgotten before it closes.
+        self.held: Held | None = None
         self.is_abandoned = False  # its descriptors may be other files' now: never close it
         self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
 
@@ -68,7 +64,7 @@ class SqliteConnection(sqlite3.Connection):
         """End its statements, roll back an open transaction and close the connection."""
         if self.is_abandoned:
             return
-        self.shared_memory = None
+        self.held = None
         if self.is_open:
             self._end_statements()
             if self.in_transaction:
@@ -129,83 +125,6 @@ def connect(
         connection.close()  # a reference cycle would keep it open until garbage collection
         raise
     return connection
-
-
-#: What SQLAlchemy raises of a connection that was interrupted in any state. Not `Exception`: a
-#: signal handler of the host may raise its own one here, such as a time-out by SIGALRM.
-_STATES = (
-    SQLAlchemyError,
-    sqlite3.Error,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-
-
-def discard(connection: Connection) -> None:
-    """
-    Close a connection whose state is unknown. SQLite rolls back its transaction.
-
-    It closes the driver's connection first, so an interrupted call can be repeated.
-    """
-    if not (connection.closed or connection.invalidated):
-        driver_of(connection).close()
-    try:
-        if not connection.closed:
-            connection.invalidate()
-            connection.close()
-    except _STATES as error:
-        telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
-
-
-def end(connection: Connection, *, commit: bool) -> None:
-    """
-    Commit or roll back the transaction that the driver has begun, if there is one.
-
-    SQLAlchemy joins it with the first statement that it executes itself. Most need none.
-    """
-    joined = connection.get_transaction()
-    if joined is not None:  # also after a failed commit: then only a rollback is possible
-        joined.commit() if commit else joined.rollback()
-    driver = driver_of(connection)
-    if driver.in_transaction:
-        driver.commit() if commit else driver.rollback()
-
-
-class SharedMemory(NamedTuple):
-    """
-    The descriptor of the `-shm` file, of which SQLite has one for all connections of a process.
-
-    It stays open as long as any connection that has read or written.
-    """
-
-    descriptor: int
-    device: int
-    inode: int
-
-    @classmethod
-    def find(cls, path: str) -> SharedMemory | None:
-        """Return that of a database that is in use; None: it cannot be told from others."""
-        found = []
-        try:
-            facts = os.stat(f"{path}-shm")
-            for name in os.listdir("/proc/self/fd"):
-                one = cls(int(name), facts.st_dev, facts.st_ino)
-                if one.is_open():
-                    found.append(one)
-        except OSError:
-            return None  # no /proc, or no descriptor is free
-        return found[0] if len(found) == 1 else None
-
-    def is_open(self) -> bool:
-        """Tell whether the descriptor still is that of the file."""
-        try:
-            facts = os.fstat(self.descriptor)
-        except OSError:
-            return False
-        return (facts.st_dev, facts.st_ino) == self[1:]
 
 
 def abandon(connections: Sequence[SqliteConnection]) -> None:

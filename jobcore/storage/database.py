@@ -30,16 +30,16 @@ from jobcore.errors import (
 )
 from jobcore.storage import filesystem, permissions, schema
 from jobcore.storage.checkpointer import Checkpointer
-from jobcore.storage.connections import (
-    SharedMemory,
-    SqliteConnection,
-    abandon,
-    connect,
-    keep_forever,
-    uri_of,
-)
+from jobcore.storage.connections import SqliteConnection, abandon, connect, keep_forever, uri_of
 from jobcore.storage.damage import unchangeable
-from jobcore.storage.reading import Readers, Reading, SpareConnections, Use
+from jobcore.storage.reading import (
+    Holder,
+    Readers,
+    Reading,
+    SpareConnections,
+    Use,
+    find_shared_memory,
+)
 from jobcore.storage.statement import Statement, driver_of
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 from jobcore.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
@@ -108,6 +108,8 @@ class Database(locks.ForkAware):
         self.readers = Readers(self.path, self, self._connect, self._renew, self.close_connections)
         self.typed_errors = self.readers.typed_errors
         self.require_same_file = self.readers.require_same_file
+        self.version = self.readers.version
+        self.known_version = self.readers.commits.known_version
         self.readers.abandon = self._abandon_connections
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
@@ -204,9 +206,15 @@ class Database(locks.ForkAware):
             finally:
                 connection.close()
 
-    def guard_descriptors(self, require: Callable[[], None]) -> None:
-        """Call `require` before each use of the file; it raises if descriptors were closed."""
-        self.readers.require_descriptors = require
+    def guard(self, directories: Holder) -> None:
+        """
+        Before each use of the file, check that `directories` still has its descriptor.
+
+        Other code of this process that has closed it by its number, such as `os.closerange` in
+        a daemon's start, has closed SQLite's descriptors, too. SQLite would then wait for locks
+        that it can never get.
+        """
+        self.readers.directories = directories
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` see every write transaction of this database from now on."""
@@ -231,7 +239,7 @@ class Database(locks.ForkAware):
         """Find SQLite's shared memory, which stays open as long as the writer's connection."""
         driver = driver_of(connection)
         if isinstance(driver, SqliteConnection):
-            driver.shared_memory = SharedMemory.find(self.path)
+            driver.held = find_shared_memory(self.path)
             self.readers.writer = driver
 
     def reopen(self) -> None:
@@ -276,20 +284,6 @@ class Database(locks.ForkAware):
             raise SchemaTooNew(f"{self.path} was migrated to schema version {version} meanwhile")
 
     # --- waiting for commits --------------------------------------------------
-
-    def version(self, within: float = 0.0) -> int:
-        """
-        Return a number that changes with every commit to the file by any process.
-
-        Args:
-            within: Accept a value that another thread read at most this many seconds ago, if
-                this process has committed nothing since. 0: poll the file now.
-        """
-        return self.readers.version(within)
-
-    def known_version(self, within: float) -> int | None:
-        """Return the version polled in the last `within` seconds, or None; never wait."""
-        return self.readers.commits.known_version(within)
 
     def wait_for_change(self, seen: int, timeout: float, pause: float = LOOK_FIRST) -> int:
         """

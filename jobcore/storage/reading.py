@@ -1,6 +1,8 @@
 """
 Admits the reads of an open database file, tracks them, and lends them connections.
 
+It also ends transactions and discards broken connections, for the writer, too.
+
 A read runs in the calling thread. An unexpected exception discards its connection. Each
 read registers itself with the frame of its caller, by one dictionary operation. So an
 interrupt leaves no lock held. If a read could not remove itself, it is recognised, because its
@@ -10,17 +12,19 @@ caller's frame no longer runs.
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import sqlite3
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
-from jobcore.embedding import failpoints
+from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.locks import GATE, Condition, Lock, is_over
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import (
@@ -31,7 +35,7 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.storage import filesystem
-from jobcore.storage.connections import SqliteConnection, discard, end
+from jobcore.storage.connections import Held, SqliteConnection
 from jobcore.storage.error_mapping import LOCK_FAILED, diagnose
 from jobcore.storage.statement import driver_of
 from jobcore.tuning import READ_PAUSE, RENEW_PATIENCE, SPARE_CONNECTIONS
@@ -251,6 +255,49 @@ class SpareConnections:
                 slot.drop()
 
 
+#: What SQLAlchemy raises of a connection that was interrupted in any state. Not `Exception`: a
+#: signal handler of the host may raise its own one here, such as a time-out by SIGALRM.
+_STATES = (
+    SQLAlchemyError,
+    sqlite3.Error,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
+def discard(connection: Connection) -> None:
+    """
+    Close a connection whose state is unknown. SQLite rolls back its transaction.
+
+    It closes the driver's connection first, so an interrupted call can be repeated.
+    """
+    if not (connection.closed or connection.invalidated):
+        driver_of(connection).close()
+    try:
+        if not connection.closed:
+            connection.invalidate()
+            connection.close()
+    except _STATES as error:
+        telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
+
+
+def end(connection: Connection, *, commit: bool) -> None:
+    """
+    Commit or roll back the transaction that the driver has begun, if there is one.
+
+    SQLAlchemy joins it with the first statement that it executes itself. Most need none.
+    """
+    joined = connection.get_transaction()
+    if joined is not None:  # also after a failed commit: then only a rollback is possible
+        joined.commit() if commit else joined.rollback()
+    driver = driver_of(connection)
+    if driver.in_transaction:
+        driver.commit() if commit else driver.rollback()
+
+
 class ChangeCounter:
     """
     The commits to one file, as all threads of a process see them.
@@ -350,6 +397,40 @@ class TypedErrors:
             self._readers.raise_typed(error)
 
 
+class Holder(Protocol):
+    """Keeps a descriptor open. It forgets it before it closes it."""
+
+    held: Held | None
+
+
+def find_shared_memory(path: str) -> Held | None:
+    """
+    Return the descriptor of the `-shm` file of a database that is in use.
+
+    SQLite has one for all connections of a process. It stays open as long as any connection
+    that has read or written. None: it cannot be told from others.
+    """
+    found = []
+    try:
+        facts = os.stat(f"{path}-shm")
+        for name in os.listdir("/proc/self/fd"):
+            one = int(name), facts.st_dev, facts.st_ino
+            if is_open(one):
+                found.append(one)
+    except OSError:
+        return None  # no /proc, or no descriptor is free
+    return found[0] if len(found) == 1 else None
+
+
+def is_open(held: Held) -> bool:
+    """Tell whether the descriptor still is that of the file."""
+    try:
+        facts = os.fstat(held[0])
+    except OSError:
+        return False
+    return (facts.st_dev, facts.st_ino) == held[1:]
+
+
 class Readers:
     """
     The calls that read an open database file, and what they share.
@@ -381,9 +462,10 @@ class Readers:
         close_connections: Callable[[], None],
     ) -> None:
         self.path = path
-        self.require_descriptors: Callable[[], None] = lambda: None
         self.abandon: Callable[[], None] = lambda: None  # never closes the connections
         self._is_lost = False  # descriptors of jobcore or SQLite were closed by others
+        #: The descriptors that are closed if other code closes those of SQLite, too.
+        self.directories: Holder | None = None
         #: The last connection of the writer. A reference, so that only its `close` closes it.
         self.writer: SqliteConnection | None = None
         self.identity = self._identify()
@@ -503,15 +585,11 @@ class Readers:
 
     def has_descriptors(self) -> bool:
         """Tell whether the known descriptors are still open; once False, it stays so."""
-        try:
-            self.require_descriptors()
-        except StoreError:
-            self._is_lost = True
-        writer = self.writer
-        known = None if writer is None else writer.shared_memory
-        # Compare again: a connection forgets it before it closes.
-        if writer and known and not known.is_open() and writer.shared_memory is known:
-            self._is_lost = True
+        for holder in (self.directories, self.writer):
+            held = None if holder is None else holder.held
+            # Compare again: it is forgotten before it is closed.
+            if holder and held and not is_open(held) and holder.held is held:
+                self._is_lost = True
         return not self._is_lost
 
     def _identify(self) -> tuple[int, int]:

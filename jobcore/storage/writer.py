@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import Call, Worker, outcome_unknown
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
-from jobcore.storage.connections import discard, end
+from jobcore.storage.reading import discard, end
 from jobcore.storage.statement import driver_of
 
 #: Maximum number of changes committed together, which bounds how long the next ones wait.

@@ -14,8 +14,9 @@ from sqlalchemy import text
 from jobcore import DatabaseBusy, DatabaseCorrupt, DatabaseFull, JobManager, Status, StoreError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.storage import writer
-from jobcore.storage.connections import SqliteConnection, discard
+from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.database import Database
+from jobcore.storage.reading import discard
 from jobcore.storage.statement import Statement, driver_of
 from jobcore.storage.writer import Observer
 from jobcore.testing.parts import parts
