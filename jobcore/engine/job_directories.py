@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import NamedTuple
 
 from jobcore import tuning
@@ -112,12 +111,7 @@ class TypedErrors:
     def __enter__(self) -> None:
         """Begin: nothing is needed."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         """Raise the StoreError."""
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise filesystem.typed(self._directories.path(self._name), error) from error
@@ -133,16 +127,11 @@ class OpenDirectory(TypedErrors):
         self._descriptor = self._directories._descriptor(self._name)  # noqa: SLF001 - a part of it
         return self._descriptor
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *trace: object) -> None:
         """Close it."""
         GATE.close(self._descriptor)
         if error is not None:
-            super().__exit__(kind, error, trace)
+            super().__exit__(kind, error, *trace)
 
 
 class Directories(ForkAware):

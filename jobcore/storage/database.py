@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, text
@@ -546,12 +545,7 @@ class Savepoint(Generic[T]):
         """Begin the savepoint. SQLAlchemy would take ten times as long."""
         _SAVEPOINT(self._connection)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
         """Release it; roll it back first if the block has failed, and suppress the exception."""
         if error is not None:
             if not (isinstance(error, Exception) and driver_of(self._connection).in_transaction):

@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -58,12 +58,7 @@ class Use:
         """Register the call that contains the `with` statement."""
         self._readers.enter(self, sys._getframe(1))  # noqa: SLF001 - the frame of that call
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the call from the register."""
         self._readers.leave(self)
 
@@ -102,12 +97,7 @@ class Reading:
             raise _first(failure, before)  # noqa: B904 - raised on unchanged
         return connection
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         """End the transaction. The connection is kept unless an unexpected error occurred."""
         before = sys.exc_info()[1]
         try:
@@ -386,12 +376,7 @@ class TypedErrors:
     def __enter__(self) -> None:
         """Begin: nothing is needed."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         """Raise jobcore's exception if an error of SQLite has ended the block."""
         if error is not None:
             self._readers.raise_typed(error)

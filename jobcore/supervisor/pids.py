@@ -15,7 +15,6 @@ from jobcore.supervisor import system_calls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from types import TracebackType
 else:
     import _signal
 
@@ -120,12 +119,7 @@ class ProcessHandle:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the pidfd."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
