@@ -123,13 +123,3 @@ def find_next(buffer: bytes, offset: int) -> int:
             return offset
         offset += 1
     return -1
-
-
-def split_lines(buffer: bytes, frame: Frame) -> Iterator[bytes]:
-    """Yield the lines of `frame`, each with its terminator. Only LF ends a line."""
-    position = frame.start
-    for _ in range(frame.count):
-        newline = buffer.find(b"\n", position, frame.end)
-        end = frame.end if newline < 0 else newline + 1
-        yield buffer[position:end]
-        position = end

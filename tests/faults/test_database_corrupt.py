@@ -254,7 +254,7 @@ def test_a_number_far_away_does_not_keep_pruning_busy(jobs, database):
 
 
 def test_a_job_ends_though_its_log_is_damaged(jobs, database):
-    """Old segments that cannot be read delay no ending; readers of the log get an error."""
+    """Damaged segments of a log let its job end; readers of the log get an error."""
     task = jobs.start_job(jobs.create_job("TASK").id)
     jobs.append_log(task.id, "first")
     sql(database, "UPDATE log_segment SET data = x'00'")

@@ -157,7 +157,7 @@ jobs.close()
 
 
 def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
-    """In the middle of any call; parent and child write on, and all that returned is there."""
+    """A signal handler may fork in the middle of any call; later writes of both are all stored."""
     said = run_python(
         f"""
 import faulthandler, os, signal, sys

@@ -1,4 +1,4 @@
-"""A host that is SIGKILLed: its jobs live on, and the next manager tells the truth of them."""
+"""A host gets SIGKILL: its jobs keep running, and the next manager finds how they ended."""
 
 from __future__ import annotations
 

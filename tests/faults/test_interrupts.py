@@ -168,7 +168,7 @@ class Alarm(logging.Handler):
         self.dropped = self.dropped or isinstance(dropped.exc_value, HostsTimeout)
 
     def emit(self, record):
-        """Note what SQLAlchemy has logged in place of handing it on."""
+        """Note an exception that SQLAlchemy has logged instead of raising it."""
         error = (record.exc_info or (None, None))[1]
         self.dropped = self.dropped or isinstance(error, HostsTimeout)
 

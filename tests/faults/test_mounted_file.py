@@ -47,7 +47,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused(tmp_path):
 
 
 def _mount_over_an_open_one(folder):
-    """Have a file open, and mount another one over it."""
+    """Open a file, and mount another one over it."""
     database = f"{folder}/jobs.db"
     with JobManager(f"{folder}/other.db", slots=0):
         pass

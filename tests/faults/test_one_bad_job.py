@@ -385,7 +385,7 @@ def spoiled(database, table, kinds=tuple(GARBAGE)):
 def test_damaged_row_of_a_job_concerns_it_alone(
     database, clock, jobs, scripted, adopted, due, state, what
 ):
-    """Garbage in any column of a job stops no other job, schedule or adoption."""
+    """Garbage in any column of one job affects no other job, schedule or adoption."""
     damaged = []
     for column, value in spoiled(database, "job", [what]):
         if state == "queued":

@@ -242,7 +242,7 @@ def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
 
 @in_rounds(smoke=10, full=500)
 def test_lines_whose_import_was_undone_are_imported_again(tmp_path, rounds):
-    """Power undoes imports that were not synced: every line is there once all the same."""
+    """A power failure undoes imports that were not synced; every line is still stored once."""
     os.mkdir(tmp_path / "before")
     database = str(tmp_path / "before" / "jobs.db")
     with JobManager(database, slots=0) as jobs:

@@ -57,7 +57,7 @@ class Race:
         self._stop_at = self._start + chance.uniform(-APART, APART) - under_way
 
     def _open(self, fifo):
-        """Return the end to tell it, once it has opened the other one, or has been ended."""
+        """Return the writing end of the FIFO once the command has opened it or has ended."""
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:

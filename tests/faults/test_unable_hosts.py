@@ -128,7 +128,7 @@ def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch
 
 @pytest.mark.usefixtures("quick_failures")
 def test_waiter_gets_the_error_of_an_unreadable_directory(database, clock):
-    """A QUEUED job in a directory of another mode: its waiters hear what to do about it."""
+    """The directory of a QUEUED job is unreadable: the error of its waiters says what to do."""
     with JobManager(database, slots=0) as before:
         job = before.submit(["true"])
     path = f"{database}.jobs/{job.id.hex}"

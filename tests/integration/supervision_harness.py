@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -111,7 +112,7 @@ class Run:
         found, offset = [], 0
         while data := job_directory.read_spool(self.directory, offset, 1 << 26):
             whole = list(frames.scan(data))
-            found += [(frame, list(frames.split_lines(data, frame))) for frame in whole]
+            found += [(frame, list(io.BytesIO(data[frame.start : frame.end]))) for frame in whole]
             if not whole:
                 break
             offset += whole[-1].end

@@ -137,7 +137,7 @@ def test_others_write_during_a_backup(jobs, database, tmp_path, monkeypatch):
 
 
 def test_backup_command_prints_the_content(jobs, database, tmp_path):
-    """In fields, or in JSON."""
+    """The command prints the content of the backup, as fields or as JSON."""
     end(jobs, jobs.create_job("TASK"))
     path = str(tmp_path / "copy.db")
     line, document, err = in_a_pipe(

@@ -185,7 +185,7 @@ def test_new_pipeline_with_the_old_name_of_a_source_triggers_nothing(jobs):
 
 
 def test_triggers_are_those_at_the_end_of_the_job(jobs):
-    """Pipelines that were deleted, or no longer name the source, are not triggered."""
+    """A source that ends triggers no pipeline that was deleted or no longer names it."""
     source = jobs.create_pipeline("a", ["true"])
     triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     gone = jobs.create_pipeline("gone", ["true"], triggered_by=["a"])

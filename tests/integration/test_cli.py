@@ -768,7 +768,7 @@ def test_prune_refuses_an_invalid_age(cli, queue, ended, age):
 
 
 def test_doctor_prints_a_line_for_each_check_and_exits_by_them(cli, queue):
-    """Where nothing is wrong it exits with 0, else with 1; JSON is a list."""
+    """`doctor` exits with 0 if nothing is wrong, else with 1; with `--json` it prints a list."""
     queue.create_job("TASK")
     rows = [line.split("\t") for line in cli("doctor")[0].splitlines()]
 
@@ -1067,7 +1067,7 @@ def test_looking_leaves_an_empty_file_alone(cli, verb):
 
 
 def test_running_makes_an_empty_file_a_database(cli):
-    """As with SQLite, `touch` may come first."""
+    """An empty file from `touch` becomes a database at the first run, as with SQLite."""
     (cli.folder / "touched.db").touch()
     cli("--db", "touched.db", "run", "true")
     out, _ = cli("--db", "touched.db", "list")

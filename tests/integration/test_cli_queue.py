@@ -292,7 +292,7 @@ def test_retry_by_id_prints_the_new_job(cli, jobs):
 
 
 def test_set_changes_queued_jobs(cli, jobs):
-    """Priority, start, name and time-out; of several jobs at once."""
+    """`set` changes priority, start, name and time-out, also of several jobs at once."""
     first, second = (jobs.submit(["true"]) for _ in range(2))
     cli("set", "1", "2", "--priority", "-3", "--delay", "1h", "--name", "n", "--timeout", "2m")
     changed = [jobs.get_job(one.id) for one in (first, second)]

@@ -241,7 +241,7 @@ def test_wait_until_started_ends_with_the_queue(jobs):
 
 
 def test_ten_thousand_are_found_by_looks_not_by_jobs(statements, jobs):
-    """A look reads only what was committed since the last one."""
+    """Waiting for ten thousand jobs reads only what was committed since the last look."""
     made = jobs.submit_many([["true"]] * 10_000)
     several = jobs.as_completed(ids_of(made), PATIENCE)
     jobs.cancel_job(made[0].id)

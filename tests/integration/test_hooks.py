@@ -190,7 +190,7 @@ def test_hook_has_the_environment_of_its_job(running_jobs, monkeypatch):
     ids=["lost", "failed"],
 )
 def test_lost_hook_runs_again(database, clock, script, endings):
-    """With the same command and facts; a hook that failed by itself does not run again."""
+    """A lost hook runs again with the same command and facts; a failed one does not."""
     with (
         ScriptedExecutor(Script(), script, Script(), clock=clock) as scripted,
         JobManager(database, slots=1, launcher=scripted, clock=clock) as jobs,

@@ -247,7 +247,7 @@ def test_input_that_is_given_is_the_standard_input(running_jobs):
 
 
 def test_terminal_without_an_open_process_stays(running_jobs):
-    """A command that leaves its terminal is not hung up, and can come back to it."""
+    """A command may close its terminal and open it again without a hang-up."""
     script = "exec > /dev/null 2>&1 < /dev/null; sleep 0.1; echo back > /dev/tty"
     job, lines = run(running_jobs, Command(script, shell=True, pty=True))
 

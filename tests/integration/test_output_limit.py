@@ -118,7 +118,7 @@ def test_a_stop_beyond_the_limit_is_a_stop(running_jobs):
 
 
 def test_masks_count_as_they_are_kept(running_jobs):
-    """Of a masked line the limit counts what is kept of it, on both sides."""
+    """The output limit counts a masked line as it is stored, not as it was written."""
     script = "for i in 1 2 3 4 5 6; do echo a-very-long-secret; done"
     job, own, _ = run(
         running_jobs, ["sh", "-c", script], output_limit=12, redact=["a-very-long-secret"]

@@ -170,7 +170,7 @@ def start_one(jobs, kind, options):
 
 @pytest.mark.parametrize("owner", ["", "me", 1, True])
 def test_unknown_owner_is_refused(jobs, owner):
-    """The owner is this process, none, or the type's default."""
+    """An owner other than this process, None or the type's default is refused."""
     job = jobs.create_job("ELT")
     with pytest.raises(ValueError, match="owner must be"):
         jobs.start_job(job.id, owner=owner)

@@ -120,7 +120,7 @@ def test_a_value_cut_by_two_reads(running_jobs, separate, descriptor):
 
 
 def test_a_writer_that_trickles(running_jobs):
-    """A byte at a time is masked like all at once; so is what is no value, to its end."""
+    """Output that comes a byte at a time is masked like output that comes at once, to its end."""
     text = b"a" + SECRET + b"\n" + SECRET * 2 + SECRET[:-1] + b"\n" + SECRET[:5]
     job = run(running_jobs, [(1, text[at : at + 1]) for at in range(len(text))])
 

@@ -866,7 +866,7 @@ def test_the_clock_wakes_the_chores(scripted_setup, monkeypatch):
 
 
 def test_a_manager_that_is_closed_watches_no_clock(scripted_setup):
-    """The clock has no reference to it."""
+    """A clock keeps no reference to a closed manager."""
     jobs, scripted = scripted_setup.play()
     jobs.close()
     scripted.close()
@@ -1285,7 +1285,7 @@ def test_an_execution_that_is_closed_leaves_no_verdict(scripted_setup):
 
 
 def test_ticks_are_correct_after_each_clock_jump(scripted_setup):
-    """A clock that is set back has its ticks fetched back before any time goes by, each time."""
+    """Each time the clock is set back, the next tick moves earlier before any time passes."""
     jobs, _ = scripted_setup.play()
     clock = scripted_setup.clock
     pipeline = jobs.create_pipeline("p", ["true"], schedule="0 * * * *")

@@ -253,7 +253,7 @@ def test_fork_fails(host):
 
 
 def test_command_begins_clean(host):
-    """It has three descriptors, no ignored or blocked signal, its umask, its group, no session."""
+    """A command has three descriptors, default signals, its own umask and process group."""
     run = host.run(programs.TELLS_ITS_STATE, cwd=b"/usr", umask=0o027)
 
     assert run.output().decode().splitlines() == [

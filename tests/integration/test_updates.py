@@ -78,7 +78,7 @@ def test_wrong_values_change_nothing(jobs, change, text):
 
 
 def test_timeout_of_a_run(database):
-    """A job of a pipeline has a time-out of its own, beside its arguments."""
+    """A run of a pipeline can have its own time-out, together with its own arguments."""
     with JobManager(database, slots=0) as jobs:
         line = jobs.create_pipeline("line", script="sleep 600; echo $1")
         job = jobs.create_job(pipeline_id=line.id, args=["a"])

@@ -194,7 +194,7 @@ def test_a_drain_without_slots_waits_for_those_who_run_the_queue(database, tmp_p
 
 
 def test_drain_without_slots_names_the_running_jobs(database):
-    """Where the time is over it names the job that is running elsewhere."""
+    """After the time-out, the error names the job that another manager runs."""
     with JobManager(database, slots=0) as queue, JobManager(database, slots=1) as worker:
         job = worker.submit(SLEEPS)
         assert next(worker.follow(job.id, timeout=PATIENCE)).text == "ready"

@@ -73,7 +73,7 @@ def test_the_delay_doubles_up_to_an_hour(attempt, seconds):
 
 
 def test_the_delay_follows_the_given_values():
-    """It grows by `delay`, `factor` and `max_delay`; 1,000 to a power does not overflow."""
+    """The pause follows `delay`, `factor` and `max_delay`, and no power of 1,000 overflows."""
     assert [delay_after(Retries(9, 2, 3, 50), n, uuid4()) for n in (1, 2, 3, 4)] == [2, 6, 18, 50]
     assert [delay_after(Retries(9, 5, 1), n, uuid4()) for n in (1, 2, 9)] == [5, 5, 5]
     assert delay_after(Retries(1000, 1e9, 1000, 1e9), 1000, uuid4()) == 1e9

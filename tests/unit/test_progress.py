@@ -154,7 +154,7 @@ def bench():
 
 
 def test_written_at_once_after_quiet_then_not_too_often(bench):
-    """The first report is written at once, of those that follow the last when its time comes."""
+    """After a quiet time, a report is written at once; of those that follow, the last one later."""
     one = bench()
     one.write(b"1/9\n")
     one.meter.advance(100.0)

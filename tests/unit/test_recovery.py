@@ -534,7 +534,7 @@ def test_opening_is_not_judging(database, clock):
 
 
 def test_stale_directories_go(jobs, scripted, database):
-    """Directories of final and unknown jobs, and half removed ones, go; others' names stay."""
+    """The sweep removes directories of final and unknown jobs, and no file of another program."""
     root = database + ".jobs"
     final = jobs.create_job("TASK")
     jobs.cancel_job(final.id)
@@ -564,7 +564,7 @@ def test_stale_directories_go(jobs, scripted, database):
 
 
 def test_store_id_that_was_never_used_goes(jobs, database):
-    """A store's id that a killed host left is swept up."""
+    """The sweep removes the file of a store id that a killed host has left."""
     root = database + ".jobs"
     for name in ("store." + "0" * 32, "store.old"):
         with open(os.path.join(root, name), "xb"):
@@ -622,7 +622,7 @@ def test_stop_request_without_a_file_is_delivered_again(jobs, scripted):
 
 
 def test_grace_only_shrinks(jobs, scripted):
-    """Whoever asks again, the shortest grace stands in the row and in the file."""
+    """After several stop requests, the row and the file have the shortest grace."""
     run = scripted()
     run.started()
     seen = []

@@ -477,7 +477,7 @@ def test_tick_of_a_fixed_time_keeps_its_local_time():
 
 
 def test_tick_of_every_few_minutes_stays_if_it_matches():
-    """A schedule of real ticks goes on with the next one that matches by the new rules."""
+    """A schedule by real time continues with the next tick that matches by the new rules."""
     every = ("*/20 * * * *", "Etc/GMT-2", "Etc/GMT-1", "2026-06-01T00:50")
 
     assert moved(*every) == ["01 01:00", "01 01:00"]

@@ -179,7 +179,7 @@ def make_old_chains(path):
 
 
 def test_chains_by_name_become_chains_by_id(database):
-    """A chain gets all pipelines that it fired for; names without a pipeline are reported."""
+    """A chain refers to each pipeline that its names matched; names without one are reported."""
     make_old_chains(database)
     with JobManager(database, slots=0) as jobs:
         found = {one.name: one for one in jobs.list_pipelines()}

@@ -255,7 +255,7 @@ def test_a_job_keeps_its_number_by_whatever_name(foreign, status, name):
 
 
 def test_a_job_that_ended_is_not_run_again_by_an_upsert(database):
-    """A row that another program writes back as QUEUED starts nothing: it ran once, and that is."""
+    """An upsert of another program that makes an ended job QUEUED again does not start it."""
     with JobManager(database, slots=1, on_exit="stop") as jobs:
         job = jobs.wait(jobs.submit(["sh", "-c", "echo ran; exit 3"]).id, PATIENCE)
         history = jobs.history(job.id)

@@ -216,7 +216,7 @@ def test_last_call_is_repeated_soon(ending):
 
 
 def test_stop_request_that_cannot_be_read_is_a_stop(tmp_path):
-    """Its details follow once it can be read; no file is no stop."""
+    """An unreadable stop request stops the job; without the file nothing stops it."""
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     job_directory.make_control(directory)
     requests = stop_requests.StopRequests(directory, 7.0)

@@ -60,7 +60,7 @@ def move_to(jobs, status):
 
 @pytest.mark.parametrize("job_id", NO_IDS, ids=repr)
 def test_id_that_no_job_has(jobs, job_id):
-    """An unknown or malformed id is one typed error in every verb, and changes nothing."""
+    """Every method refuses an unknown or malformed id with the same typed error."""
     move_to(jobs, Status.RUNNING)
     before = jobs.list_jobs()
     for verb in (

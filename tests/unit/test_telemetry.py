@@ -136,7 +136,7 @@ def test_event_goes_through_the_hosts_structlog(configured, caplog):
 
 
 def test_structlog_is_as_the_host_has_it_now(configured, caplog):
-    """It is looked at for each event: one that is configured later is used from then on."""
+    """A structlog configuration that is made later applies from the next event on."""
     told = []
 
     def collect(*call):

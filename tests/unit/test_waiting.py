@@ -127,7 +127,7 @@ def test_follower_looks_often_while_lines_come(jobs, scripted, monkeypatch):
 
 
 def test_follower_does_not_rest_beyond_its_next_look(jobs, scripted, monkeypatch):
-    """A line that no commit announces is found at the next look, however quiet the file is."""
+    """A line without a commit is found at the next look, even if nothing else changes the file."""
     run = scripted()
     waiter = parts(jobs).waiter
     cursor = waiter.following(stored_run(jobs, run), 0)._replace(pause=tuning.LOOK_LONGEST)

@@ -342,7 +342,7 @@ def test_event_source_continues_after_its_last_event(jobs, task, form):
 
 
 def test_an_event_is_one_whatever_the_bytes():
-    """No byte of a job ends an event or begins a field."""
+    """Whatever bytes a job writes, they neither end a server-sent event nor begin a field."""
     raw = b"data: x\r\n\nid: 7\r\xff\n"
     (event,) = wire.sse([LogLine(5, TIME, "output", raw)])
     lines = event.splitlines()
