@@ -428,7 +428,7 @@ MUTANTS = (
     ),
     Mutant(
         "a socket for a supervisor may be a standard stream",
-        "engine/supervisor_pool.py",
+        "engine/peer.py",
         "    if min(one.fileno() for one in pair) > _STANDARD:\n",
         "    if True:\n",
         (SUPERVISOR,),

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobcore.embedding.locks import GATE
-from jobcore.engine import supervisor_pool
+from jobcore.engine import peer
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import SpawnError
@@ -1224,7 +1224,7 @@ def sockets_without_standard_streams():
     """Return the numbers of both ends, in a process that has closed 0, 1 and 2."""
     for number in (0, 1, 2):
         os.close(number)
-    return [one.fileno() for one in supervisor_pool._socketpair()]
+    return [one.fileno() for one in peer.socket_pair()]
 
 
 def test_no_descriptors_left():
