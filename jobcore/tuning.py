@@ -75,6 +75,12 @@ EXIT_PATIENCE = 5.0
 INTERPRETER_PATIENCE = 10.0
 #: Seconds within which a new supervisor must be ready.
 READY_PATIENCE = 10.0
+#: Seconds that a keeper waits for the next supervisor to fork before it is dismissed. It has some
+#: 4 MB of memory, and its start costs as much as that of a supervisor.
+IDLE_KEEPER = 60.0
+#: The most supervisors that are started without a keeper after a failure. The number begins with 1
+#: and doubles, so that a keeper that never works costs little.
+MOST_WITHOUT_KEEPER = 64
 #: Seconds that an idle supervisor waits for the next job before it is dismissed.
 IDLE_SUPERVISOR = 5.0
 #: After a supervisor could not be started: the longest pause before the next try, in seconds.

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 import jobcore
 from jobcore import JobManager, tuning
+from jobcore.engine.keeper import KeeperOfHost
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.operations import staging, submission
 from jobcore.storage.database import Database
@@ -276,11 +277,12 @@ def warm_supervisors(nursery, monkeypatch):
     process, start = os.getpid(), ProcessLauncher.start
 
     def start_warm(self, descriptor):
-        if os.getpid() != process or self._python != sys.executable:
+        if os.getpid() != process or self.python != sys.executable:
             return start(self, descriptor)
         return nursery.launcher().start(descriptor)
 
     monkeypatch.setattr(ProcessLauncher, "start", start_warm)
+    monkeypatch.setattr(KeeperOfHost, "fork", lambda *_: None)
 
 
 @pytest.fixture

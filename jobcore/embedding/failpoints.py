@@ -109,6 +109,20 @@ SUPERVISOR = (
     FRAME_WRITTEN, MAIN_REAPED, BEFORE_EXIT, EXIT_WRITTEN, UNLOCKED, ENDED_SENT,
 )  # fmt: skip
 
+# --- a keeper -----------------------------------------------------------------
+
+#: In the host: the process of a keeper is started; it has not reported that it is ready.
+KEEPER_STARTED = "keeper started"
+#: In the host: the keeper was asked for a supervisor.
+KEEPER_ASKED = "keeper asked"
+#: In the keeper: a supervisor was forked; it may have done nothing yet.
+SUPERVISOR_FORKED = "supervisor forked"
+#: In the keeper: a supervisor was reaped; processes that it has left may be alive.
+SUPERVISOR_REAPED = "supervisor reaped"
+
+#: All failpoints of a keeper.
+KEEPER = (KEEPER_STARTED, KEEPER_ASKED, SUPERVISOR_FORKED, SUPERVISOR_REAPED)
+
 # --- reaching them ----------------------------------------------------------
 
 

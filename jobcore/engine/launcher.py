@@ -316,22 +316,30 @@ sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
     + STUB
 )
 
+_KEEPER_STUB, _KEEPER_STUB_ELSEWHERE = (
+    one.replace("jobcore.supervisor.__main__", "jobcore.supervisor.keeper")
+    for one in (STUB, _STUB_ELSEWHERE)
+)
+
 #: The arguments that identify a supervisor: of a host of this version, of a frozen program, and
-#: of a version from before the package was renamed.
+#: of a version from before the package was renamed; then those of a keeper, which a supervisor
+#: has that was forked from it.
 STUBS = (
     STUB,
     _STUB_ELSEWHERE,
     STUB.replace("jobcore.supervisor.__main__", "jobcore.supervision.supervisor"),
+    _KEEPER_STUB,
+    _KEEPER_STUB_ELSEWHERE,
 )
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def _command(python: str, descriptor: int) -> list[str]:
-    """Return the command line of a supervisor."""
+def _command(python: str, descriptor: int, stub: str, stub_elsewhere: str) -> list[str]:
+    """Return the command line of a supervisor or a keeper."""
     is_there = os.path.isdir(os.path.join(_PACKAGE, "supervisor"))
-    stub = ("-S", "-c", STUB) if is_there else ("-c", _STUB_ELSEWHERE)
-    return [python, "-I", *stub, str(descriptor), _PACKAGE]
+    words = ("-S", "-c", stub) if is_there else ("-c", stub_elsewhere)
+    return [python, "-I", *words, str(descriptor), _PACKAGE]
 
 
 class Launcher(Protocol):
@@ -368,10 +376,13 @@ class ProcessLauncher:
 
     Args:
         python: The interpreter for supervisors; None: that of this process.
+
+    Attributes:
+        python: The interpreter.
     """
 
     def __init__(self, python: str | None = None) -> None:
-        self._python = python or sys.executable
+        self.python = python or sys.executable
 
     def prepare(self) -> InterpreterCheck | None:
         """
@@ -380,9 +391,9 @@ class ProcessLauncher:
         Raises:
             SpawnError: It is not an interpreter, or it cannot be started.
         """
-        if not self._python:
+        if not self.python:
             raise SpawnError("this process knows no Python interpreter: name one with `python=`")
-        return check_interpreter(self._python)
+        return check_interpreter(self.python)
 
     def start(self, descriptor: int) -> int:
         """
@@ -391,12 +402,25 @@ class ProcessLauncher:
         Raises:
             SpawnError: No process could be started.
         """
+        return self._start(_command(self.python, descriptor, STUB, _STUB_ELSEWHERE), descriptor)
+
+    def start_keeper(self, descriptor: int) -> int:
+        """
+        Start a keeper, and return the pid of the process that forks it and ends.
+
+        Raises:
+            SpawnError: No process could be started.
+        """
+        stubs = _KEEPER_STUB, _KEEPER_STUB_ELSEWHERE
+        return self._start(_command(self.python, descriptor, *stubs), descriptor)
+
+    def _start(self, command: list[str], descriptor: int) -> int:
         import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
 
         try:
             with _without_debugger():
                 process = subprocess.Popen(
-                    _command(self._python, descriptor),
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -407,7 +431,7 @@ class ProcessLauncher:
                 )
         except OSError as error:
             raise SpawnError(
-                f"no supervisor could be started with {self._python!r}: {error.strerror or error}"
+                f"no supervisor could be started with {self.python!r}: {error.strerror or error}"
                 f"{_remedy(error)}",
                 error.errno,
             ) from error

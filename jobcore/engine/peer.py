@@ -157,6 +157,11 @@ class Peer:
         self._unreaped.clear()
 
     @property
+    def busy(self) -> bool:
+        """Whether it goes on for a while after `close`."""
+        return False
+
+    @property
     def starting(self) -> bool:
         """Whether its starter has not been reaped yet."""
         return self._starter >= 0
@@ -214,6 +219,25 @@ class Peer:
         if self.pid is not None:
             # Its parent has ended, so it is our child now if we are PID 1 or a subreaper.
             self._unreaped.append(self.pid)
+
+
+#: Processes that still had something to do when they were let go, each with the pid of its host.
+_LEFT: list[tuple[int, Peer]] = []
+
+
+def leave_to_others(peers: list[Peer]) -> None:
+    """Have these reaped by `reap_left`, which every pool of this process calls."""
+    with GATE:
+        _LEFT.extend((os.getpid(), each) for each in peers if not each.reap())
+
+
+def reap_left() -> None:
+    """Reap those of them that have ended, without waiting for any."""
+    if _LEFT:
+        with GATE:
+            # Forget those of the parent that forked this process.
+            mine = [each for each in _LEFT if each[0] == os.getpid()]
+            _LEFT[:] = [each for each in mine if not each[1].reap()]
 
 
 def _pidfd_of(pid: int) -> int:

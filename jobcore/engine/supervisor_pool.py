@@ -10,7 +10,6 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
-import os
 import signal
 import struct
 import time
@@ -19,9 +18,10 @@ from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.engine import procfs
+from jobcore.engine.keeper import KEEPER, Keeper
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
-from jobcore.engine.peer import Peer, socket_pair
+from jobcore.engine.peer import Peer, leave_to_others, reap_left, socket_pair
 from jobcore.engine.postponement import Postponement
 from jobcore.errors import SpawnError
 from jobcore.supervisor import messages, pids
@@ -39,11 +39,20 @@ class Supervisor(Peer):
 
     Attributes:
         token: The run that it was sent, until it sends `ENDED`; else None.
+        keeper: The keeper that was asked to fork it; None: it was started without one.
     """
 
-    def __init__(self, connection: _socket.socket, starter: int | None) -> None:
+    def __init__(
+        self, connection: _socket.socket, starter: int | None, keeper: Keeper | None = None
+    ) -> None:
         super().__init__(connection, starter)
         self.token: str | None = None
+        self.keeper = keeper
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a job, which it finishes."""
+        return self.token is not None
 
     def send(self, token: str, lock: int, directory: int, request: int) -> str:
         """
@@ -93,10 +102,6 @@ class Supervisor(Peer):
                 self.since = time.monotonic()
 
 
-#: Supervisors that had a job when their pool was closed, each with the pid of its host.
-_LEFT: list[tuple[int, Supervisor]] = []
-
-
 class SupervisorPool(ForkAware):
     """
     Starts supervisors, sends them jobs, and dismisses them.
@@ -130,7 +135,8 @@ class SupervisorPool(ForkAware):
         self._postponed = postponed or Postponement(time.monotonic)
         self._host = host
         self._check: InterpreterCheck | None = None
-        self._leaving: list[Supervisor] = []
+        self._may_fork = False  # not the first supervisor, which may be the only one
+        self._leaving: list[Peer] = []
         GATE.watch(self)
 
     @property
@@ -190,7 +196,7 @@ class SupervisorPool(ForkAware):
             supervisor: Supervisor | None = None
             try:
                 ours.setblocking(False)
-                supervisor = Supervisor(ours, self._launcher.start(theirs.fileno()))
+                supervisor = self._start(ours, theirs.fileno())
             except SpawnError:
                 raise
             except OSError as error:
@@ -203,6 +209,15 @@ class SupervisorPool(ForkAware):
                     GATE.close(ours.detach())
         self.supervisors.append(supervisor)
         return supervisor
+
+    def _start(self, ours: _socket.socket, theirs: int) -> Supervisor:
+        if self._may_fork and type(self._launcher) is ProcessLauncher:  # not one of the host
+            keeper = KEEPER.fork(theirs, self, self._launcher)
+            if keeper is not None:
+                return Supervisor(ours, None, keeper)
+        starter = self._launcher.start(theirs)
+        self._may_fork = True
+        return Supervisor(ours, starter)
 
     def _note_failure(self, error: SpawnError) -> None:
         delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
@@ -226,6 +241,8 @@ class SupervisorPool(ForkAware):
         notices = supervisor.receive()
         if any(notice.kind == READY for notice in notices):
             self._postponed.succeed(SUPERVISORS)
+            if supervisor.keeper is not None:
+                KEEPER.succeed()
         return notices
 
     def send(self, start: Start) -> Supervisor | None:
@@ -245,7 +262,9 @@ class SupervisorPool(ForkAware):
         try:
             if pids.level() != 1:
                 return  # the pids in /proc would be those of other processes
-            known = [one for one in self.supervisors if one.pid is not None]
+            keeper = KEEPER.current
+            peers = [*self.supervisors, *([] if keeper is None else [keeper])]
+            known = [one for one in peers if one.pid is not None]
             stopped = [one for one in known if procfs.is_stopped(one.pid or 0)]
         except OSError:
             return  # no descriptor is free for the check; the next round tries again
@@ -255,7 +274,9 @@ class SupervisorPool(ForkAware):
 
     def remove_gone(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor that has gone. If it never got ready, that is a failure."""
-        if supervisor.pid is None:
+        if supervisor.pid is None and supervisor.keeper is not None:
+            KEEPER.fail(supervisor.keeper)  # the next supervisor is started without it
+        elif supervisor.pid is None:
             self._note_failure(
                 SpawnError(
                     "a supervisor did not become ready: it ended, or does not answer; "
@@ -269,6 +290,7 @@ class SupervisorPool(ForkAware):
         now = time.monotonic()
         if self._check is not None and now >= self._check.due:
             self._may_start()  # ends the check even if no supervisor is needed any more
+        KEEPER.remove_idle()
         for supervisor in list(self.supervisors):
             waited = now - supervisor.since
             if supervisor.pid is None and waited > tuning.READY_PATIENCE:
@@ -294,23 +316,31 @@ class SupervisorPool(ForkAware):
         for supervisor in self.supervisors:
             if supervisor.pid is None:
                 supervisor.kill_starter()
+        self._may_fork = False
+        keeper = KEEPER.leave(self)
+        if keeper is not None:
+            keeper.has_jobs = any(one.busy for one in self.supervisors)
+            if keeper.pid is None:
+                keeper.kill_starter()
         # Wait for pids: without one, a supervisor that becomes our child could not be reaped.
         give_up = time.monotonic() + STARTER_PATIENCE
         while self._any_unknown() and time.monotonic() < give_up:
             time.sleep(0.005)
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
+        if keeper is not None:
+            keeper.close()
+            self._leaving.append(keeper)
         # Wait for starters that have not forked yet, and for idle supervisors, which end at once:
         # nothing would reap them later. The next pool of this process reaps those with a job.
         give_up = time.monotonic() + STARTER_PATIENCE
         while (
-            any(each.starting or each.token is None for each in self._leaving)
+            any(each.starting or not each.busy for each in self._leaving)
             and time.monotonic() < give_up
         ):
             time.sleep(0.005)
             self.reap()
-        with GATE:
-            _LEFT.extend((os.getpid(), each) for each in self._leaving if not each.starting)
+        leave_to_others([each for each in self._leaving if not each.starting])
         self._leaving = []
 
     def _any_unknown(self) -> bool:
@@ -329,13 +359,10 @@ class SupervisorPool(ForkAware):
             supervisor.forget()
         self.supervisors = []
         self._leaving = []
+        self._may_fork = False
         self.next_start = 0.0
 
     def reap(self) -> None:
         """Reap the dismissed supervisors that have ended, without waiting for any."""
         self._leaving = [supervisor for supervisor in self._leaving if not supervisor.reap()]
-        if _LEFT:
-            with GATE:
-                # Forget those of the parent that forked this process.
-                mine = [each for each in _LEFT if each[0] == os.getpid()]
-                _LEFT[:] = [each for each in mine if not each[1].reap()]
+        reap_left()

@@ -36,27 +36,32 @@ def main(descriptor: int) -> NoReturn:
     """Run a supervisor for the host at the other end of the socket `descriptor`. Never returns."""
     code = 1
     try:
-        _begin_clean(descriptor)
+        begin_clean(descriptor)
         if os.fork() > 0:
             # The host reaps this short-lived process, so it need not reap the supervisor.
             os._exit(0)
-        # After the fork, because the child inherits neither.
-        spawn.make_subreaper()
-        channel = HostChannel(descriptor)
-        shutdown = Shutdown()
-        shutdown.request_by_sigterm()
-        identity = _identify()
-        # The garbage collector would write to memory that is shared with children, and copy it.
-        gc.freeze()
-        channel.post(messages.READY, number=os.getpid())
-        _serve(channel, shutdown, identity)
+        supervise(descriptor)
         code = 0
     finally:
         # Skip traceback and interpreter shutdown: stderr is /dev/null, and nothing needs them.
         os._exit(code)
 
 
-def _begin_clean(descriptor: int) -> None:
+def supervise(descriptor: int) -> None:
+    """Be a supervisor in a process that was forked just now, until there is a reason to exit."""
+    # After the fork, because a child inherits neither.
+    spawn.make_subreaper()
+    channel = HostChannel(descriptor)
+    shutdown = Shutdown()
+    shutdown.request_by_sigterm()
+    identity = _identify()
+    # The garbage collector would write to memory that is shared with children, and copy it.
+    gc.freeze()
+    channel.post(messages.READY, number=os.getpid())
+    _serve(channel, shutdown, identity)
+
+
+def begin_clean(descriptor: int) -> None:
     """Reset signals, session, current directory and standard streams inherited from the host."""
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         ignored = number in spawn.IGNORED

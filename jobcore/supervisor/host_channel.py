@@ -121,11 +121,22 @@ class HostChannel:
             BadRequestError: The request is incomplete, or comes from a newer jobcore. Its
                 descriptors are closed, which frees its lock. The supervisor must exit.
         """
+        received = self.receive_descriptors(messages.REQUEST, messages.DESCRIPTORS)
+        return None if received is None else ReceivedRequest(received[0], *received[1])
+
+    def receive_descriptors(self, kind: int, count: int) -> tuple[str, list[int]] | None:
+        """
+        Return token and descriptors of the next message, as `receive` does.
+
+        Args:
+            kind: What it must be.
+            count: How many descriptors must come with it.
+        """
         while True:
             try:
                 data, ancillary, flags, _ = self._socket.recvmsg(
                     messages.SIZE,
-                    _socket.CMSG_SPACE(4 * messages.DESCRIPTORS),
+                    _socket.CMSG_SPACE(4 * count),
                     # Without CLOEXEC the command would inherit the descriptors and the lock.
                     _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC,
                 )
@@ -140,24 +151,24 @@ class HostChannel:
             self.mark_dead()
             return None
         descriptors: list[int] = []
-        for level, kind, content in ancillary:
-            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                count = len(content) // 4
-                descriptors.extend(struct.unpack(f"{count}i", content[: 4 * count]))
+        for level, sort, content in ancillary:
+            if (level, sort) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                whole = len(content) // 4
+                descriptors.extend(struct.unpack(f"{whole}i", content[: 4 * whole]))
         try:
             message = messages.decode(data)
             if (
                 message is None
-                or message.kind != messages.REQUEST
+                or message.kind != kind
                 or flags & _socket.MSG_CTRUNC
-                or len(descriptors) != messages.DESCRIPTORS
+                or len(descriptors) != count
             ):
                 raise BadRequestError
         except (BadRequestError, NewerProtocol) as error:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise BadRequestError from error
-        return ReceivedRequest(message.token, *descriptors)
+        return message.token, descriptors
 
     def refuse(self) -> None:
         """Refuse new requests: sending one raises BrokenPipeError. Queued requests stay."""

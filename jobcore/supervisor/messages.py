@@ -22,6 +22,8 @@ ENDED = 4
 HELD = 6
 # From host to supervisor, with three descriptors: lock, directory, request.
 REQUEST = 5
+# From host to keeper, with one descriptor: the socket for a new supervisor. A keeper sends READY.
+FORK = 7
 
 DESCRIPTORS = 3
 

@@ -150,9 +150,9 @@ class Child:
         self.terminal = terminal
 
 
-def make_subreaper() -> None:
+def make_subreaper() -> bool:
     """Make this process the parent of orphans of its jobs. A forked child is no subreaper."""
-    _prctl(36, 1, 0, 0, 0)
+    return bool(_prctl(36, 1, 0, 0, 0) == 0)
 
 
 def spawn(
@@ -413,7 +413,7 @@ def _come_clean(start: _Start) -> None:
         os._exit(_NOT_STARTED)  # the supervisor died before the line above
     _give(start)
     # Before anything that can block, because the lock and the sockets are among them.
-    _close_others(*start.given, start.report)
+    close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -438,7 +438,7 @@ def _give(start: _Start) -> None:
         fcntl.ioctl(1, start.control, 0)
 
 
-def _close_others(*keep: int) -> None:
+def close_others(*keep: int) -> None:
     """Close all descriptors except those in `keep`."""
     first = 0
     for descriptor in (*sorted(keep), _LAST + 1):

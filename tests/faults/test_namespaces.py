@@ -140,7 +140,7 @@ def lost(jobs):
 
 
 def _idle_is_let_go(database):
-    tuning.IDLE_SUPERVISOR = 0.1
+    tuning.IDLE_SUPERVISOR = tuning.IDLE_KEEPER = 0.1
     ctypes.CDLL(None).prctl(_ADOPT, 1)
     with JobManager(database, slots=2) as jobs:
         for _ in range(3):

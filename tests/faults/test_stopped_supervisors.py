@@ -106,7 +106,7 @@ def test_waiting_wakes_a_stopped_supervisor_without_a_worker(database, gate, ask
     assert job.reason is (Reason.EXITED if ask is JobManager.wait else Reason.STOPPED)
 
 
-@pytest.mark.parametrize("stub", launcher.STUBS[::2], ids=["present", "former"])
+@pytest.mark.parametrize("stub", launcher.STUBS[:3:2], ids=["present", "former"])
 def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkeypatch, stub):
     """It alone has the job, which nothing but its own wakening can go on with."""
     monkeypatch.setattr(tuning, "RECORD_PATIENCE", 0.2)

@@ -32,7 +32,7 @@ def armed():
 
 def test_every_point_has_a_name_a_side_and_an_explanation():
     """Each failpoint belongs to one side, and a sentence says what comes before it."""
-    points = [*failpoints.HOST, *failpoints.SUPERVISOR]
+    points = [*failpoints.HOST, *failpoints.SUPERVISOR, *failpoints.KEEPER]
 
     assert points == [getattr(failpoints, name) for name in EXPLAINED]
     assert len(set(points)) == len(points)
@@ -53,6 +53,7 @@ def test_every_point_is_reached_somewhere():
     """No point is a name alone: the code of its side reaches it."""
     assert sorted(set(failpoints.HOST) - reached_in(".")) == []
     assert sorted(set(failpoints.SUPERVISOR) - reached_in("supervisor")) == []
+    assert sorted(set(failpoints.KEEPER) - reached_in(".")) == []
 
 
 def test_unarmed_nothing_happens():
