@@ -139,6 +139,7 @@ class KeeperOfHost(ForkAware):
                 keeper = None
             if keeper is None or not keeper.ask(descriptor):
                 self.fail(keeper)
+                self._without -= 1  # this one
                 return None
             self._users.add(user)
         if failpoints.armed:
