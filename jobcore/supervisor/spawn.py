@@ -54,7 +54,6 @@ _MISSING = (
 #: Signals that a supervisor ignores. A command must not inherit that. SIGTERM is handled.
 IGNORED = (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ)
 
-_ALL_SIGNALS = _signal.valid_signals()
 _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE = 436  # the same on every architecture but alpha
 _LAST = 0xFFFFFFFF
@@ -201,8 +200,8 @@ def spawn(
         stage = FORK
         given.update({0: stdin, 1: writer, 2: error_writer})
         start = _Start(given, report_writer, oom_score, control)
-        # Block signals, so that the supervisor's handlers do not run in the child.
-        mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
+        # Block the only signal that may have a handler, which must not run in the child.
+        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
         try:
             pid = os.fork()
             if pid == 0:
@@ -389,6 +388,7 @@ def _become(program: Program, start: _Start) -> NoReturn:
             descriptor = os.open(program.stdin[1], os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
             os.dup2(descriptor, 0)
         stage = EXEC
+        _exec_found(program)
         stage, number = _exec(program)
     except OSError as error:
         number = error.errno or 0
@@ -465,6 +465,23 @@ def _candidates(program: Program) -> list[bytes]:
         return [name]
     path = program.env.get(b"PATH", b"/bin:/usr/bin")
     return [os.path.join(part, name) for part in path.split(b":")]
+
+
+def _exec_found(program: Program) -> None:
+    """
+    Execute the first candidate that exists; return if that fails, or if none seems to exist.
+
+    Nearly always it works. It costs less than `_exec`, which finds out what is wrong: here a
+    missing candidate makes no exception.
+    """
+    if os.access not in os.supports_effective_ids:
+        return  # with the real ids it could miss a candidate that this process can execute
+    for candidate in _candidates(program):
+        if os.access(candidate, os.F_OK, effective_ids=True):
+            try:
+                os.execve(candidate, program.argv, program.env)  # noqa: S606
+            except OSError:
+                return
 
 
 def _exec(program: Program) -> tuple[str, int]:

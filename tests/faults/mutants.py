@@ -141,8 +141,8 @@ MUTANTS = (
     Mutant(
         "orphans do not come to the supervisor",
         "supervisor/spawn.py",
-        "    _prctl(36, 1, 0, 0, 0)\n",
-        "    pass\n",
+        "    return bool(_prctl(36, 1, 0, 0, 0) == 0)\n",
+        "    return True\n",
         (SUPERVISOR, STOPS),
     ),
     Mutant(
