@@ -122,8 +122,12 @@ class KeeperOfHost(ForkAware):
             The keeper, for `succeed` or `fail`; None: start the supervisor without one.
         """
         with GATE:
-            if self._owner != os.getpid():  # a fork by C code has called no hook
-                return None
+            if self._owner != os.getpid():
+                if self.current is not None:
+                    return (
+                        None  # a fork by C code has called no hook, and the keeper is the parent's
+                    )
+                self._reset()
             if self._without > 0:
                 self._without -= 1
                 return None

@@ -399,6 +399,18 @@ def forked_host(pool, keeper):
     return found
 
 
+def host_of_a_parent_without():
+    pool = SupervisorPool()
+    keeper = two(pool)[1].keeper
+    pool.close()
+    return keeper is not None
+
+
+def test_forked_host_of_a_host_without_a_keeper_has_one():
+    """A worker that a server has forked before its first job is a host like any other."""
+    assert in_child(host_of_a_parent_without)
+
+
 EXECUTES = """
 import os, time
 from jobcore.engine.keeper import KEEPER
