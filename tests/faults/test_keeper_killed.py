@@ -20,14 +20,15 @@ from tests.programs import SLEEPS
 
 
 def keepers(host):
-    """Return the pids of keepers of a host, and of processes that are about to fork one."""
+    """Return the pids of the keepers of a host."""
     found = []
     for pid in carrying(f"{STARTED_VARIABLE}={host}\0"):
         with suppress(OSError):
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = file.read().decode().split("\0")
-            # A supervisor that was forked has the same words, and leads a session.
-            if STUBS[-2] in words and os.getsid(pid) != pid:
+            # Supervisors that were forked, and their commands up to the exec, have the same words.
+            # But the leader of their session lives, and that of a keeper has ended.
+            if STUBS[-2] in words and not is_alive(os.getsid(pid)):
                 found.append(pid)
     return found
 
