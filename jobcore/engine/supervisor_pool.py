@@ -13,12 +13,12 @@ import logging
 import signal
 import struct
 import time
+from typing import TYPE_CHECKING
 
 from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.engine import procfs
-from jobcore.engine.keeper import KEEPER, Keeper
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
 from jobcore.engine.peer import Peer, leave_to_others, reap_left, socket_pair
@@ -26,6 +26,9 @@ from jobcore.engine.postponement import Postponement
 from jobcore.errors import SpawnError
 from jobcore.supervisor import messages, pids
 from jobcore.supervisor.messages import ENDED, READY, Notice
+
+if TYPE_CHECKING:
+    from jobcore.engine.keeper import Keeper, KeeperOfHost
 
 #: Seconds that a close waits for the starters of supervisors; one usually takes about 50 ms.
 STARTER_PATIENCE = 1.0
@@ -136,6 +139,7 @@ class SupervisorPool(ForkAware):
         self._host = host
         self._check: InterpreterCheck | None = None
         self._may_fork = False  # not the first supervisor, which may be the only one
+        self._keepers: KeeperOfHost | None = None
         self._leaving: list[Peer] = []
         GATE.watch(self)
 
@@ -211,13 +215,23 @@ class SupervisorPool(ForkAware):
         return supervisor
 
     def _start(self, ours: _socket.socket, theirs: int) -> Supervisor:
-        if self._may_fork and type(self._launcher) is ProcessLauncher:  # not one of the host
-            keeper = KEEPER.fork(theirs, self, self._launcher)
-            if keeper is not None:
-                return Supervisor(ours, None, keeper)
+        keeper = self._ask_keeper(theirs)
+        if keeper is not None:
+            return Supervisor(ours, None, keeper)
         starter = self._launcher.start(theirs)
         self._may_fork = True
         return Supervisor(ours, starter)
+
+    def _ask_keeper(self, theirs: int) -> Keeper | None:
+        if not self._may_fork or type(self._launcher) is not ProcessLauncher:  # one of the host
+            return None
+        if self._keepers is None:
+            try:
+                from jobcore.engine.keeper import KEEPER  # noqa: PLC0415 - few hosts need one
+            except ImportError:
+                return None  # jobcore is being replaced on disk, below this host
+            self._keepers = KEEPER
+        return self._keepers.fork(theirs, self, self._launcher)
 
     def _note_failure(self, error: SpawnError) -> None:
         delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
@@ -241,8 +255,8 @@ class SupervisorPool(ForkAware):
         notices = supervisor.receive()
         if any(notice.kind == READY for notice in notices):
             self._postponed.succeed(SUPERVISORS)
-            if supervisor.keeper is not None:
-                KEEPER.succeed()
+            if supervisor.keeper is not None and self._keepers is not None:
+                self._keepers.succeed()
         return notices
 
     def send(self, start: Start) -> Supervisor | None:
@@ -262,7 +276,7 @@ class SupervisorPool(ForkAware):
         try:
             if pids.level() != 1:
                 return  # the pids in /proc would be those of other processes
-            keeper = KEEPER.current
+            keeper = None if self._keepers is None else self._keepers.current
             peers = [*self.supervisors, *([] if keeper is None else [keeper])]
             known = [one for one in peers if one.pid is not None]
             stopped = [one for one in known if procfs.is_stopped(one.pid or 0)]
@@ -274,23 +288,28 @@ class SupervisorPool(ForkAware):
 
     def remove_gone(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor that has gone. If it never got ready, that is a failure."""
-        if supervisor.pid is None and supervisor.keeper is not None:
-            KEEPER.fail(supervisor.keeper)  # the next supervisor is started without it
-        elif supervisor.pid is None:
-            self._note_failure(
-                SpawnError(
-                    "a supervisor did not become ready: it ended, or does not answer; "
-                    "`python=`, or else `sys.executable`, must name a Python interpreter"
-                )
-            )
+        if supervisor.pid is None:
+            self._note_unready(supervisor)
         self.discard(supervisor)
+
+    def _note_unready(self, supervisor: Supervisor) -> None:
+        if supervisor.keeper is not None and self._keepers is not None:
+            self._keepers.fail(supervisor.keeper)  # the next supervisor is started without it
+            return
+        self._note_failure(
+            SpawnError(
+                "a supervisor did not become ready: it ended, or does not answer; "
+                "`python=`, or else `sys.executable`, must name a Python interpreter"
+            )
+        )
 
     def remove_idle(self) -> None:
         """Dismiss supervisors that were idle for a while, or did not get ready in time."""
         now = time.monotonic()
         if self._check is not None and now >= self._check.due:
             self._may_start()  # ends the check even if no supervisor is needed any more
-        KEEPER.remove_idle()
+        if self._keepers is not None:
+            self._keepers.remove_idle()
         for supervisor in list(self.supervisors):
             waited = now - supervisor.since
             if supervisor.pid is None and waited > tuning.READY_PATIENCE:
@@ -317,7 +336,7 @@ class SupervisorPool(ForkAware):
             if supervisor.pid is None:
                 supervisor.kill_starter()
         self._may_fork = False
-        keeper = KEEPER.leave(self)
+        keeper = None if self._keepers is None else self._keepers.leave(self)
         if keeper is not None:
             keeper.has_jobs = any(one.busy for one in self.supervisors)
             if keeper.pid is None:

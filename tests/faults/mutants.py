@@ -41,6 +41,7 @@ ENVIRONMENTS = "tests/integration/test_environments.py"
 EXPIRY = "tests/integration/test_expiry.py"
 GRAPHS = "tests/faults/test_graphs_killed.py"
 HOOKS = "tests/integration/test_hooks.py"
+KEEPER = "tests/integration/test_keeper.py"
 KEYS = "tests/integration/test_keys.py"
 RETRIES = "tests/integration/test_retries.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
@@ -432,6 +433,20 @@ MUTANTS = (
         "    if min(one.fileno() for one in pair) > _STANDARD:\n",
         "    if True:\n",
         (SUPERVISOR,),
+    ),
+    Mutant(
+        "a keeper leaves what a killed supervisor has left",
+        "supervisor/keeper.py",
+        "                os.kill(pid, _signal.SIGKILL)\n",
+        "                os.kill(pid, 0)\n",
+        (KEEPER,),
+    ),
+    Mutant(
+        "a host that has changed is served by its former keeper",
+        "engine/keeper.py",
+        "            if self.current is not None and self.current.kind != kind:\n",
+        "            if False:\n",
+        (KEEPER,),
     ),
     Mutant(
         "one bad job rolls back all of its round",
