@@ -17,8 +17,8 @@ _STATUS = (
     b"Seccomp", b"Seccomp_filters", b"Speculation_Store_Bypass", b"SpeculationIndirectBranch",
     b"THP_enabled", b"Cpus_allowed", b"Mems_allowed",
 )  # fmt: skip
-#: The fields of `stat`, from the state on: priority, nice, real-time priority, and policy.
-_SCHEDULING = (15, 16, 37, 38)
+#: The fields of `stat`, from the state on: nice, real-time priority, and policy.
+_SCHEDULING = (16, 37, 38)
 _NAMESPACES = (
     "user", "mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children",
 )  # fmt: skip
