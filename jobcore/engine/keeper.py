@@ -181,6 +181,8 @@ class KeeperOfHost(ForkAware):
             if keeper is None or keeper is self.current:  # else it was noted before
                 self._without = self._after_failure
                 self._after_failure = min(2 * self._after_failure, tuning.MOST_WITHOUT_KEEPER)
+                if keeper is not None and keeper.pid is None:
+                    keeper.kill_starter()  # it may never end
                 self._dismiss()
 
     def leave(self, user: SupervisorPool) -> Keeper | None:
@@ -204,10 +206,9 @@ class KeeperOfHost(ForkAware):
                 self._dismiss()
 
     def _dismiss(self) -> None:
+        """Let the keeper go. It still forks the supervisors that it was asked for."""
         keeper, self.current = self.current, None
         if keeper is not None:
-            if keeper.pid is None:
-                keeper.kill_starter()
             keeper.close()
             leave_to_others([keeper])
 

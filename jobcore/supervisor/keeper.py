@@ -81,15 +81,15 @@ class Keeper:
         poll.register(channel.fileno(), select.POLLIN)
         if channel.pidfd is not None:
             poll.register(channel.pidfd, select.POLLIN)
-        while not channel.dead:
+        serves = True
+        while serves:
             ready = {descriptor for descriptor, _ in poll.poll(self._patience())}
             channel.look_for_host()
             if channel.pidfd in ready or self._shutdown.requested:
-                channel.mark_dead()
-            elif channel.fileno() in ready:
-                self._take_request()
+                serves = False  # nobody needs the supervisors that it was asked for
+            elif channel.fileno() in ready or channel.dead:
+                serves = self._take_request()
             self._look_after(ready)
-        # Closing drops the requests that are queued, whose supervisors nobody needs any more.
         poll.unregister(channel.fileno())
         poll.unregister(self._shutdown.fileno())
         if channel.pidfd is not None:
@@ -101,26 +101,26 @@ class Keeper:
     def _patience(self) -> int | None:
         return _RETRY_MS if self._orphans or self._channel.must_look else None
 
-    def _take_request(self) -> None:
-        """Fork a supervisor, if one was asked for, or note that the host has gone."""
+    def _take_request(self) -> bool:
+        """Fork a supervisor, if one was asked for; False: the host has gone, or must go."""
         received = self._channel.receive_descriptors(messages.FORK, 1)
         if received is None:
-            return
+            return not self._channel.dead
         (descriptor,) = received[1]
         try:
             if inheritance.read() != self._inheritance:
-                self._channel.mark_dead()  # the host starts another keeper
-                return
+                return False  # the host starts another keeper
             pid = os.fork()
             if pid == 0:
                 _become_supervisor(descriptor)
         except OSError:
-            return  # no process could be created; the host sees that its socket is closed
+            return True  # no process could be created; the host sees that its socket is closed
         finally:
             os.close(descriptor)
         self._supervisors.add(pid)
         if failpoints.armed:
             failpoints.reach(failpoints.SUPERVISOR_FORKED)
+        return True
 
     def _look_after(self, ready: set[int]) -> None:
         """Reap children that have ended, and kill those that are not supervisors."""

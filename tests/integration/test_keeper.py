@@ -16,6 +16,7 @@ from jobcore import JobManager, Reason, SpawnError, Status, tuning
 from jobcore.embedding import failpoints
 from jobcore.engine import launcher
 from jobcore.engine.keeper import KEEPER
+from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SUPERVISORS, SupervisorPool
 from tests import programs
 from tests.faults import escapes
@@ -45,15 +46,22 @@ _IMPORT = "from jobcore.supervisor.keeper import main\n"
 @pytest.fixture(autouse=True)
 def _no_keeper_and_no_failures_before():
     """Forget the failures of other tests, after which a host does without a keeper for a while."""
-    assert KEEPER.current is None
     KEEPER._reset()
+    yield
+    if KEEPER.current is not None:  # a test has failed
+        KEEPER._dismiss()
 
 
 def start(pool):
     """Start a supervisor, and return it once it is ready or gone."""
     supervisor = pool.spawn()
-    until(lambda: pool.receive(supervisor) or supervisor.ready or supervisor.gone, "its start")
+    wait_for(pool, supervisor)
     return supervisor
+
+
+def wait_for(pool, supervisor):
+    """Wait until a supervisor is ready or gone."""
+    until(lambda: pool.receive(supervisor) or supervisor.ready or supervisor.gone, "its start")
 
 
 def two(pool):
@@ -131,7 +139,7 @@ def test_host_whose_keeper_is_closed_leaves_nothing():
 
 def test_two_managers_share_it(host):
     """It is closed with the last pool that has used it."""
-    pool = SupervisorPool()
+    pool = SupervisorPool(host.pool._launcher)
     mine, theirs = two(host.pool)[1], two(pool)[1]
     host.pids.add(mine.pid)
 
@@ -139,6 +147,20 @@ def test_two_managers_share_it(host):
     pool.close()
     assert KEEPER.current is mine.keeper
     assert host.run(programs.EXIT_3, mine).exit.wait_status == 3 << 8
+
+
+def test_two_interpreters_do_not_take_the_keeper_from_each_other(host):
+    """A process has one keeper; one that is replaced before it is ready has forked all the same."""
+    pool = SupervisorPool(ProcessLauncher(os.path.realpath(sys.executable)))
+    asked = [(each, each.spawn()) for each in (host.pool, pool, host.pool, pool)]
+    for each, supervisor in asked:
+        wait_for(each, supervisor)
+    keepers = {supervisor.keeper for _, supervisor in asked}
+    host.pids |= {supervisor.pid for _, supervisor in asked}
+    pool.close()
+
+    assert all(pid is not None for pid in host.pids)
+    assert len(keepers) == 3  # none, and one of each
 
 
 def test_idle_keeper_is_dismissed(host, monkeypatch):
