@@ -72,6 +72,17 @@ class Keeper(Peer):
         """Whether it must wait for the end of supervisors."""
         return self.has_jobs
 
+    @property
+    def is_child(self) -> bool:
+        """Whether it is a child of this process, which is PID 1 or a subreaper then."""
+        if self.pid is None:
+            return False
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:
+            return False
+        return True
+
     def ask(self, descriptor: int) -> bool:
         """Ask for a supervisor that uses this end of a socket pair; False: that is impossible."""
         self.receive()

@@ -181,7 +181,7 @@ class Peer:
         self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
         if self.starting or self._unreaped:
             return False  # while its parent lives, the process is not a child of this one
-        if self._itself >= 0 and _has_ended(system_calls.P_PIDFD, self._itself):
+        if self._itself >= 0 and self._has_itself_ended(self._itself):
             pidfd, self._itself = self._itself, -1
             GATE.close(pidfd)
         return self._itself < 0
@@ -191,6 +191,10 @@ class Peer:
             self.pid = notice.number
             self.ready = True
             self.since = time.monotonic()
+
+    def _has_itself_ended(self, pidfd: int) -> bool:
+        """Reap the process if it is an ended child of ours; False: it may still have to be."""
+        return _has_ended(system_calls.P_PIDFD, pidfd)
 
     def _keep_in_sight(self) -> None:
         """Let it be reaped after its end: it is our child then if we are PID 1 or a subreaper."""

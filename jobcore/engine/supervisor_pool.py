@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+import select
 import signal
 import struct
 import time
@@ -94,6 +95,16 @@ class Supervisor(Peer):
             telemetry.event(
                 logging.WARNING, "supervisor does not react", pid=self.pid, signal=number.name
             )
+
+    def _has_itself_ended(self, pidfd: int) -> bool:
+        if not super()._has_itself_ended(pidfd):
+            return False
+        if self.keeper is None or not self.keeper.is_child:
+            return True
+        # It is the keeper's child. If the keeper dies first, it becomes ours.
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _note(self, notice: Notice) -> None:
         super()._note(notice)

@@ -37,6 +37,7 @@ from tests.processes import (
 pytestmark = pytest.mark.cold_supervisors
 
 _LIBC = ctypes.CDLL(None)
+_SUBREAPER = 36
 _NO_NEW_PRIVILEGES = 38  # of <linux/prctl.h>
 _NEW_HOST_NAME = 0x04000000  # CLONE_NEWUTS of <linux/sched.h>
 #: What the keeper's program begins with.
@@ -387,6 +388,30 @@ def test_keeper_that_was_changed_refuses(host):
 
 
 # --- the host ---
+
+
+def host_above_its_keeper():
+    """Return what `waitpid` finds after a keeper has died before a supervisor that was let go."""
+    _LIBC.prctl(_SUBREAPER, 1, 0, 0, 0)
+    before = descriptors()
+    pool = SupervisorPool()
+    forked = two(pool)[1]
+    os.kill(forked.pid, signal.SIGSTOP)
+    pool.close()
+    os.kill(forked.keeper.pid, signal.SIGKILL)
+    until(lambda: parent_of(forked.pid) == os.getpid(), "the supervisor is ours")
+    os.kill(forked.pid, signal.SIGCONT)
+    until(lambda: not is_alive(forked.pid), "the supervisor has ended")
+    until(lambda: pool.reap() or not left_open(before), "all are reaped")
+    try:
+        return os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+
+
+def test_host_that_reaps_orphans_reaps_supervisors_of_a_dead_keeper():
+    """A host that is PID 1, or a subreaper, gets them from the keeper, and leaves no zombie."""
+    assert in_child(host_above_its_keeper) is None
 
 
 def test_forked_host_has_a_keeper_of_its_own(host):
