@@ -585,9 +585,10 @@ TRAP = """
 import os, signal
 from jobcore.embedding import failpoints
 def strike(point, _whose, count=[0]):
-    count[0] += point == {point!r}
-    if count[0] == {nth}:
-        os.kill({whom}, signal.SIGKILL)
+    if point == {point!r}:
+        count[0] += 1
+        if count[0] == {nth}:
+            os.kill({whom}, signal.SIGKILL)
 failpoints.arm(strike)
 """
 
