@@ -65,6 +65,7 @@ class Keeper:
         self._supervisors: set[int] = set()
         self._orphans = False  # whether some may not have ended, as of the last look
         self._inheritance = inheritance.read()
+        self._library = _library()
 
     def run(self) -> None:
         """Serve the host until it is gone, then wait for the end of all supervisors."""
@@ -108,7 +109,7 @@ class Keeper:
             return not self._channel.dead
         (descriptor,) = received[1]
         try:
-            if inheritance.read() != self._inheritance:
+            if (inheritance.read(), _library()) != (self._inheritance, self._library):
                 return False  # the host starts another keeper
             pid = os.fork()
             if pid == 0:
@@ -159,6 +160,19 @@ class Keeper:
             except PermissionError:
                 pass  # it has changed its user: do not wait for its end
         return left
+
+
+def _library() -> tuple[int, int, int] | None:
+    """
+    Identify the Python library; None: it is gone, or in an archive.
+
+    Supervisors import from it for some jobs, and must not if it was replaced or removed.
+    """
+    try:
+        facts = os.stat(os.__file__)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns
 
 
 def _become_supervisor(descriptor: int) -> NoReturn:

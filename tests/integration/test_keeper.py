@@ -387,6 +387,22 @@ def test_keeper_that_was_changed_refuses(host):
     )
 
 
+def test_keeper_whose_library_was_removed_refuses(host, monkeypatch, tmp_path):
+    """What supervisors import for some jobs is gone, or is that of another version."""
+    library = tmp_path / "os.py"
+    library.touch()
+    trap = f"import os\nos.__file__ = {str(library)!r}\n"
+    stub = launcher._KEEPER_STUB.replace(_IMPORT, _IMPORT + trap)
+    monkeypatch.setattr(launcher, "_KEEPER_STUB", stub)
+    keeper = two(host.pool)[1].keeper
+    assert another(host.pool).keeper is keeper
+
+    library.unlink()
+
+    assert another(host.pool).keeper is not keeper
+    assert keeper.gone
+
+
 # --- the host ---
 
 
