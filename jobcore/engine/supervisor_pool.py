@@ -293,9 +293,11 @@ class SupervisorPool(ForkAware):
             stopped = [one for one in known if procfs.is_stopped(one.pid or 0)]
         except OSError:
             return  # no descriptor is free for the check; the next round tries again
-        for supervisor in stopped:
-            if supervisor.signal(signal.SIGCONT):
-                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=supervisor.pid)
+        for one in stopped:
+            with GATE:  # another manager may dismiss the keeper
+                woken = one.signal(signal.SIGCONT)
+            if woken:
+                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=one.pid)
 
     def remove_gone(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor that has gone. If it never got ready, that is a failure."""
