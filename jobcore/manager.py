@@ -31,7 +31,6 @@ from jobcore.engine.recovery import Recovery
 from jobcore.engine.remover import Remover
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.stopper import Stopper
-from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import (
     ArgumentError,
     CommandError,
@@ -268,6 +267,7 @@ class JobManager:
         # Not at the import of jobcore.
         from jobcore.engine.expiry import Expiry  # noqa: PLC0415
         from jobcore.engine.retention import RetentionChore  # noqa: PLC0415
+        from jobcore.engine.supervisor_pool import SupervisorPool  # noqa: PLC0415
         from jobcore.operations.staging import BatchCreator  # noqa: PLC0415
         from jobcore.operations.subscriptions import Notifier  # noqa: PLC0415
         from jobcore.operations.waiting_async import AsyncWaiter  # noqa: PLC0415

@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Container, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
@@ -30,7 +30,6 @@ from jobcore.engine.liveness import ROUND, Liveness
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.queue_reader import QueueReader
-from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
 from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
 from jobcore.errors import StoreError
@@ -40,6 +39,9 @@ from jobcore.storage.database import Database
 from jobcore.storage.limits import Room
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
+
+if TYPE_CHECKING:
+    from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
 
 #: Seconds that `is_idle` and `waits_only_for` wait for the current round.
 IDLE_PATIENCE = 0.25

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from jobcore.embedding import telemetry
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
-from jobcore.engine.postponement import Postponement
+from jobcore.engine.postponement import SUPERVISORS, Postponement
 from jobcore.engine.queue_reader import QueueReader
-from jobcore.engine.supervisor_pool import SUPERVISORS
 from jobcore.errors import SpawnError
 from jobcore.lifecycle import Status
 from jobcore.storage import transitions

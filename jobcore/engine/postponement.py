@@ -25,6 +25,8 @@ from jobcore.errors import (
     StoreError,
 )
 
+#: The key of failures to start supervisors.
+SUPERVISORS = "supervisors"
 #: The most failures that are listed together.
 MOST_LISTED = 20
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.

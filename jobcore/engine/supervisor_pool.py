@@ -23,7 +23,7 @@ from jobcore.engine import procfs
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
 from jobcore.engine.peer import Peer, leave_to_others, reap_left, socket_pair
-from jobcore.engine.postponement import Postponement
+from jobcore.engine.postponement import SUPERVISORS, Postponement
 from jobcore.errors import SpawnError
 from jobcore.supervisor import messages, pids
 from jobcore.supervisor.messages import ENDED, READY, Notice
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Seconds that a close waits for the starters of supervisors; one usually takes about 50 ms.
 STARTER_PATIENCE = 1.0
-#: The key of their failures in `Postponement`.
-SUPERVISORS = "supervisors"
 
 
 class Supervisor(Peer):

@@ -17,7 +17,8 @@ from jobcore.embedding import failpoints
 from jobcore.engine import launcher
 from jobcore.engine.keeper import KEEPER
 from jobcore.engine.launcher import ProcessLauncher
-from jobcore.engine.supervisor_pool import SUPERVISORS, SupervisorPool
+from jobcore.engine.postponement import SUPERVISORS
+from jobcore.engine.supervisor_pool import SupervisorPool
 from tests import programs
 from tests.faults import escapes
 from tests.faults.hosts import host as process
