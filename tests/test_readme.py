@@ -635,7 +635,7 @@ def test_the_session_runs(tmp_path):
 
 
 def test_progress_is_reported_as_shown(tmp_path):
-    """Each way to report that README shows is one, and the host's example prints what was said."""
+    """Every way to report progress that the guide shows works, and the host's example prints it."""
     shown = between("progress:", "end of progress")
     (script,) = re.findall(r"^```sh\n(.*?)^```$", shown, re.DOTALL | re.MULTILINE)
     *programs, host = re.findall(r"^```python\n(.*?)^```$", shown, re.DOTALL | re.MULTILINE)

@@ -148,7 +148,7 @@ def leave_a_task(say, database):
 
 @in_rounds(smoke=1, full=2)
 def test_reads_do_not_wait_for_a_locked_database(tmp_path, rounds, record_property):
-    """Whatever a job has to be stored, reads return while another process keeps the lock."""
+    """Reads return while another process holds the lock, even if a job has output to be stored."""
     for _ in rounds:
         database = str(tmp_path / f"{rounds.number}.db")
         with (

@@ -157,7 +157,7 @@ def at_the_creation(world, point):
 
 
 def at_a_tick(world, point):
-    """A schedule has come true."""
+    """A tick of a schedule is due."""
     with world.manager(slots=0) as jobs:
         jobs.create_pipeline("each minute", world.command, schedule="* * * * *")
     world.crash(world.manager(), point, lambda: world.clock.advance(60))
@@ -457,7 +457,7 @@ def test_manager_with_a_thread_inside_is_closed_later(world, stays, let_go):
 
 
 def test_invalid_crash_is_refused(world):
-    """An unknown point, a supervisor's, a closed manager, and one that calls it itself."""
+    """`crash` refuses an unknown failpoint, one of a supervisor, and a closed manager."""
     said = []
 
     class Crashes:

@@ -57,7 +57,7 @@ def lead_a_group(say, database, command):
 
 
 def test_a_host_that_is_killed_with_its_group_is_outlived(database, tmp_path):
-    """What a terminal or a `timeout` sends to a whole group reaches neither supervisor nor job."""
+    """A signal to the host's whole process group reaches neither its supervisors nor its jobs."""
     go = str(tmp_path / "go")
     with (
         host(lead_a_group, database, [*PRINTS_UNTIL, go]) as killed,

@@ -430,7 +430,7 @@ assert [os.fstat(file).st_size for file in files] == [0] * 12
 
 
 def test_host_that_reuses_all_descriptors_keeps_its_files(database):
-    """Nothing is written into files that have SQLite's numbers now, and they stay open."""
+    """Files of the host that have reused SQLite's descriptors stay open, and nothing is written."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", REUSES_ALL, database],
         stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE,

@@ -108,7 +108,7 @@ CALLS = [create, submit, run_task, stop, read, wait, delete, open_another]
 
 
 def before_a_bytecode(call, chance, usual):
-    """Interrupt a call before any one of its bytecodes, as if each looked for signals."""
+    """Interrupt a call before one of its bytecodes, as if a signal arrived there."""
     with Opcodes(chance.randint(1, usual), (__file__,)) as opcodes:
         try:
             call()

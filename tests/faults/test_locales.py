@@ -1,4 +1,4 @@
-"""Locales: what a command is given are bytes, whatever encoding its maker and its host have."""
+"""Locales: a command gets the same bytes, whatever encoding its submitter and its host have."""
 
 from __future__ import annotations
 

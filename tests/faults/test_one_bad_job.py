@@ -185,7 +185,7 @@ def test_irregular_files_affect_only_their_own_jobs(
 def test_irregular_files_of_dead_jobs_affect_only_those_jobs(
     database, clock, jobs, scripted, adopted, due, kind
 ):
-    """A job without a verdict is judged when its files can be read, and not before by guess."""
+    """A dead job whose files cannot be read is resolved once they can be, and not by guessing."""
     bad = {name: scripted() for name in NAMES}
     for one in bad.values():
         one.started()

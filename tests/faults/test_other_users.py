@@ -185,7 +185,7 @@ def test_vanishing_side_file_does_not_prevent_opening(database, monkeypatch):
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o703, 0o3777], ids=oct)
 def test_a_directory_that_every_user_can_write_to_is_refused(tmp_path, mode):
-    """Sticky or not; nothing is made in it, and the error names every way out."""
+    """With or without the sticky bit: nothing is created there, and the error says what to do."""
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(mode)

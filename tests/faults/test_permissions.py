@@ -1,4 +1,4 @@
-"""Permissions: what jobcore makes is its user's alone, and what is not his is not used."""
+"""Permissions: jobcore's files belong to its user alone, and files of others are not used."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_job_that_stops_its_supervisor_over_and_over_is_timed_out(running_jobs):
 
 
 def test_job_that_stops_its_supervisor_and_ends_has_its_end(running_jobs):
-    """Its exit code and its last line are not kept back for ever."""
+    """A job that sends SIGSTOP to its own supervisor still gets its exit code and last line."""
     job = running_jobs.submit(["sh", "-c", STOPS_ITS_SUPERVISOR + "echo last; exit 7"])
     job = running_jobs.wait(job.id, 30)
 

@@ -144,7 +144,7 @@ def test_waiter_gets_the_error_of_an_unreadable_directory(database, clock):
 
 
 def test_waiter_gets_the_error_of_an_ended_jobs_unreadable_directory(clock, scripted, jobs):
-    """A job without a supervisor whose files cannot be read: any manager tells its waiters."""
+    """Every manager's waiters get the error of an ended job whose files cannot be read."""
     one = scripted()
     one.started()
     one.die()

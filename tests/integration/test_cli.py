@@ -256,7 +256,7 @@ def test_a_command_line_in_a_job_uses_the_database_of_the_job(cli):
 
 
 def test_run_gives_its_own_environment_umask_and_directory_beside_a_worker(cli, queue):
-    """A busy worker of another environment takes the queue's jobs, and never that of `run`."""
+    """A worker with another environment starts the queued jobs, and never the job of `run`."""
     cli.env["WHO"] = "worker"
     worker = cli.fork("work", "--slots", "4")
     cli.env["WHO"] = "me"

@@ -106,7 +106,7 @@ def test_wide_cuts_nothing(database, jobs):
 
 
 def test_notes_show_what_a_job_waits_for(database, jobs):
-    """When it is due, that it waits for others to end, and which attempt it is."""
+    """NOTE says when a job is due, that it waits for other jobs, and which attempt it is."""
     now = jobs.get_workspace().created
     due = jobs.submit(["true"], not_before=now + timedelta(hours=2, minutes=30))
     jobs.submit(["true"], after=[due.id])

@@ -213,7 +213,7 @@ def test_name_means_the_newest_job_that_the_command_can_take(cli, jobs):
 
 
 def test_queue_is_paused_and_limited(cli, jobs, database):
-    """The file, a group, a type; `limit` lists them, and removes one."""
+    """File, group and type can be paused and limited; `limit` lists the limits and removes one."""
     task(jobs, group="gpu")
     jobs.start_job(task(jobs, group="gpu").id, owner=None)
     cli("limit", "gpu", "1")

@@ -234,8 +234,8 @@ def test_definitions_that_are_not_ours_are_found(database, change, named):
 
 
 @pytest.mark.parametrize("damage", ["reison IN (", "reason IN ('gone', "])
-def test_a_constraint_that_is_not_ours_is_found(database, damage):
-    """Also one by which SQLite refuses a manager the file, of which it tells a reader nothing."""
+def test_foreign_constraint_is_found(database, damage):
+    """`doctor` finds it, even one because of which SQLite refuses writers the file."""
     JobManager(database, slots=0).close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA writable_schema = ON")

@@ -180,7 +180,7 @@ def test_no_byte_of_a_stored_environment_stays_in_the_file(jobs, database, stage
 
 
 def test_a_stored_environment_is_shown_by_nothing(jobs, stage):
-    """Neither the job nor its JSON has it."""
+    """Neither the job nor its JSON contains the stored environment."""
     stage(SECRET)
     job = jobs.submit(["true"], env_from="submitter")
 

@@ -218,7 +218,7 @@ async def test_event_reader_sees_each_commit(jobs):
 
 
 async def test_wrong_event_arguments_raise(jobs):
-    """What needs no database at the call, the rest at the first step, and then it is over."""
+    """A wrong argument raises at the call, or at the first step if the database has to be asked."""
     for options in ({"after": -1}, {"limit": -1}, {"timeout": "x"}, {"status": "x"}, {"type": 5}):
         with pytest.raises(ArgumentError):
             jobs.events_async(**options)

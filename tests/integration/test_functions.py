@@ -379,7 +379,7 @@ def test_stop_that_comes_in_atexit_does_not_interrupt_it(running_jobs, tmp_path,
 
 
 def test_stop_ends_the_waiting_for_threads_of_a_function_that_has_ended(running_jobs, tmp_path):
-    """A thread that runs on does not keep `atexit` from its part."""
+    """A thread that does not end does not keep `atexit` handlers from running."""
     path = tmp_path / "said"
     command = function_command(functions.leaves_a_thread, [str(path)], grace=60)
     job = running_jobs.submit(command, type="FUNCTION")

@@ -212,7 +212,7 @@ def test_run_gets_the_state_of_the_last_complete_run(running_jobs):
 
 
 def test_state_can_be_set_and_removed(jobs):
-    """The next run gets it; an invalid state is refused."""
+    """The next run gets a state that was set by hand; an invalid state is refused."""
     pipeline = jobs.create_pipeline("p", ["true"])
     assert jobs.get_pipeline_state(pipeline.id) is None
     for state in ({"bookmarks": {"orders": "2026-11-30"}}, [1], 0, None):

@@ -167,7 +167,7 @@ def test_job_ends_though_its_hooks_are_damaged(jobs, database, damage):
 
 
 def test_hook_has_the_environment_of_its_job(running_jobs, monkeypatch):
-    """A hook of a job with its submitter's environment has that one, also after the start."""
+    """A hook of a job with its submitter's environment has the same environment as the job."""
     monkeypatch.setenv("FROM_SUBMITTER", "here")
     job = running_jobs.submit(
         ["true"], env_from="submitter", on_complete=["sh", "-c", "echo $FROM_SUBMITTER"]

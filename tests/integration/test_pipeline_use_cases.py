@@ -145,13 +145,13 @@ def test_missed_ticks_are_not_run_by_default(database):
     assert outage(database, 4 * 3600 + 600) == (0, [("missed", 16, 4)])
 
 
-def test_last_missed_tick_is_caught_up_within_a_window(database):
-    """The window is `late_after`: a tick that is older than that is not run."""
+def test_last_tick_runs_if_it_is_not_late(database):
+    """The last tick is not older than `late_after`, so it runs; the others were missed."""
     assert outage(database, 4 * 3600 + 600, late_after=1800) == (1, [("missed", 15, 3)])
 
 
-def test_last_missed_tick_is_caught_up_outside_of_its_window(database):
-    """It is too late then."""
+def test_no_tick_runs_if_all_are_late(database):
+    """The last tick is older than `late_after`, so it is recorded as missed like the others."""
     assert outage(database, 4 * 3600 + 3000, late_after=1800) == (0, [("missed", 16, 4)])
 
 

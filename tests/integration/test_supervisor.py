@@ -182,7 +182,7 @@ def test_arguments_too_long(host):
 
 
 def test_path_of_the_commands_own_environment(host, tmp_path):
-    """The program is looked for in the PATH of the final environment, past what cannot be run."""
+    """The program is looked up in the final PATH, where files that cannot be run are skipped."""
     first, second = tmp_path / "first", tmp_path / "second"
     for directory, mode in ((first, 0o600), (second, 0o700)):
         directory.mkdir()
@@ -740,7 +740,7 @@ def test_sigterm_to_all_is_a_shutdown(host):
 
 
 def test_idle_supervisor_leaves_on_sigterm(host):
-    """An idle supervisor just goes; what is sent to it then is not lost without a word."""
+    """An idle supervisor ends on SIGTERM, and the host learns that a request did not arrive."""
     supervisor = host.supervisor()
     os.kill(supervisor.pid, signal.SIGTERM)
     host.wait_for(supervisor, lambda: False)
@@ -1036,7 +1036,7 @@ def test_queued_request_dies_with_its_supervisor(host):
 
 @pytest.mark.parametrize("sibling", [False, True])
 def test_host_killed(host, tmp_path, sibling):
-    """A job outlives its host, also where a forked child still holds the socket."""
+    """A job outlives its host, even if a forked child of the host still holds the socket."""
     go = tmp_path / "go"
     run = host.prepare(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
     reader, writer = os.pipe()

@@ -139,7 +139,7 @@ async def test_cancellation_by_the_host_and_a_stop_at_once(jobs):
 
 
 async def test_exception_of_a_cancelled_body_propagates(jobs):
-    """What its clean-up raises is not replaced, and no cancellation is left over."""
+    """An exception from the clean-up of a cancelled body is raised, and no cancellation is left."""
     begun, at_work, told = anyio.Event(), [], []
 
     async def work():

@@ -57,7 +57,7 @@ def test_an_output_is_only_text_on_a_terminal(running_jobs, database):
 
 
 def test_names_and_facts_are_only_text_on_a_terminal(jobs, database):
-    """Names, data and progress cannot do it either, nor words that are only said again."""
+    """Names, data, progress and repeated arguments have no effect on a terminal, either."""
     job = jobs.create_job("TASK", name=HARMFUL, data={"key": HARMFUL})
     jobs.start_job(job.id)
     jobs.report_progress(job.id, 3, 10, HARMFUL)

@@ -415,7 +415,7 @@ class TestResolver:
         return job
 
     def text(self, path):
-        """Make the tail of a supervisor that died amid writing the line that it had before."""
+        """Restore the tail of a supervisor that dies while it writes an unfinished line."""
         with open(path, "wb") as file:
             file.write(self.framed(1, b"half "))
 

@@ -313,7 +313,7 @@ def test_a_shell_command_can_be_replaced():
 
 @pytest.mark.parametrize("proc", [True, False])
 def test_umask_is_that_of_its_maker(monkeypatch, proc):
-    """It is the process's umask at creation, with /proc or without, and the process keeps it."""
+    """A command has the umask of the process that creates it; reading it does not change it."""
 
     def open_nothing(*_arguments, **_options):
         raise FileNotFoundError

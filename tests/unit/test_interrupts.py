@@ -372,7 +372,7 @@ ELSEWHERE = ("sqlalchemy", "pydantic", "uuid", "json", "enum")
 
 
 def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jobs, scripted):
-    """Neither the job's directory nor its lock nor its spool stays open."""
+    """An interrupted `get_job` leaves the job's directory, lock and spool closed."""
     run = scripted()
     run.started()
     run.write(b"line\n")

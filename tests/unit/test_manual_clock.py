@@ -289,7 +289,7 @@ def test_moves_from_many_threads_are_serialised():
 
 
 def test_forked_child_has_its_own_clock():
-    """It can be moved there though another thread was moving it, and the parent's stays."""
+    """A child can move its clock even if another thread was moving it during the fork."""
     clock = ManualClock()
     inside, go_on = threading.Event(), threading.Event()
 

@@ -94,7 +94,7 @@ def read(connection, number):
 @pytest.mark.parametrize("dest", FACTS_OF)
 @pytest.mark.parametrize("source", FACTS_OF)
 def test_update_of_status_follows_the_rules(foreign, source, dest):
-    """Of the 25 pairs, the file takes the five arrows and staying where it is, and no others."""
+    """Of the 25 pairs of statuses, the file accepts the five arrows and unchanged statuses only."""
     number = make(foreign, source)
     before = read(foreign, number)
     facts = CANCELLED if (source, dest) == ("QUEUED", "STOPPED") else FACTS_OF[dest]

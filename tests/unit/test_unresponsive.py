@@ -1,4 +1,4 @@
-"""A supervisor that lets a stop pass: woken, then ended, unless it answers or is held back."""
+"""A supervisor that ignores a stop is woken, then killed, unless it answers or is frozen."""
 
 from __future__ import annotations
 

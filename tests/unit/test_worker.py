@@ -318,7 +318,7 @@ def test_forked_child_makes_calls_in_its_own_thread(one_worker):
 
 
 def test_call_that_a_fork_interrupts_is_refused_in_the_child(one_worker):
-    """What was handed over before is the parent's; the child does not wait for it."""
+    """A call that was handed over before a fork is made in the parent; the child does not wait."""
     go, answers = threading.Event(), []
 
     def fork(*_):

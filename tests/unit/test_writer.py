@@ -1,4 +1,4 @@
-"""Writer: what several threads hand over is committed together, and each has its own fate."""
+"""Writer: changes of several threads are committed together, and each succeeds or fails alone."""
 
 from __future__ import annotations
 
