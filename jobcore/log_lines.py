@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 from jobcore.models import LogLine, log_lines, text_of
@@ -88,7 +88,7 @@ class Lines(itertools.chain[LogLine]):
     feed: _Feed
 
     @classmethod
-    def of(cls, groups: Iterable[LineGroup], end: Sequence[LogLine] = ()) -> Lines:
+    def of(cls, groups: Iterable[LineGroup], end: Iterable[LogLine] = ()) -> Lines:
         """
         Return an iterator.
 
@@ -105,12 +105,12 @@ class Lines(itertools.chain[LogLine]):
 class _Feed:
     """What a `Lines` reads from; `begun` is set once it has taken a line."""
 
-    def __init__(self, groups: Iterable[LineGroup], end: Sequence[LogLine]) -> None:
+    def __init__(self, groups: Iterable[LineGroup], end: Iterable[LogLine]) -> None:
         self.groups = groups
         self.end = end
         self.begun = False
 
-    def pieces(self) -> Iterator[Sequence[LogLine]]:
+    def pieces(self) -> Iterator[Iterable[LogLine]]:
         self.begun = True
         yield from pieces_of(self.groups)
         yield self.end
@@ -125,7 +125,7 @@ def pieces_of(groups: Iterable[LineGroup]) -> Iterator[list[LogLine]]:
 
 def taken_in_groups(
     lines: Iterable[LogLine],
-) -> tuple[Iterable[LineGroup], Sequence[LogLine]] | None:
+) -> tuple[Iterable[LineGroup], Iterable[LogLine]] | None:
     """Take all lines as groups, and the lines after them; None: this is not possible here."""
     if not isinstance(lines, Lines) or lines.feed.begun:
         return None

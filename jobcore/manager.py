@@ -1547,6 +1547,9 @@ class JobManager:
         """
         Return the job as it is now, even if the process that ran it has died.
 
+        If it has written much that is not stored yet, this stores some of it, and an ended job
+        is RUNNING until all of it is stored, by a manager or by further calls.
+
         Raises:
             JobNotFound: No job has this id.
         """
@@ -1813,23 +1816,24 @@ class JobManager:
     ) -> Iterator[LogLine]:
         first = checks.count(sequence, "sequence")
         most = checks.optional_count(limit, "limit")
-        run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
-        return self._waiter.lines(run, first, most, end)
+        run, end, goal = self._run_to_read(job_id, unfinished=unfinished)
+        return self._waiter.lines(run, first, most, end, goal)
 
     def tail(self, job_id: Id, n: int, *, unfinished: bool = True) -> Iterator[LogLine]:
         """
         Return an iterator of the last lines that the job has written by now.
 
-        A long line that was cut counts as one and comes with all its pieces. Errors are
-        those of `logs`, but `JobDeleted` may be raised at this call.
+        A long line that was cut counts as one and comes with all its pieces. Output that is
+        not stored yet is stored first, which can take a second for 50 MB. Errors are those of
+        `logs`, but `JobDeleted` may be raised at this call.
 
         Args:
             n: Most lines to return.
             unfinished: Whether to include unfinished lines; see `LogLine`.
         """
         most = checks.count(n, "n")
-        run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
-        return self._waiter.last_lines(run, most, end)
+        run, end, goal = self._run_to_read(job_id, unfinished=unfinished)
+        return self._waiter.last_lines(run, most, end, goal)
 
     def follow(
         self,
@@ -2777,13 +2781,20 @@ class JobManager:
     def _run(self, job_id: Id, *, kill: bool = False) -> Run:
         return job_rows.run_of(self._reconciled(job_id, kill=kill))
 
-    def _run_and_unfinished(self, job_id: Id) -> tuple[Run, Unfinished | None]:
-        """Return the job, and its unfinished lines as of just before it was brought up to date."""
+    def _run_to_read(self, job_id: Id, *, unfinished: bool) -> tuple[Run, Unfinished | None, int]:
+        """
+        Return the job, its unfinished lines, and the offset up to which it has written.
+
+        The last two are as of just before it was brought up to date.
+        """
         self._start()
         with self._database.read() as connection:
             run = job_rows.run_of(require_job(connection, job_id))
-        unfinished = self._recovery.unfinished(run) if run.supervised else None
-        return self._run(job_id), unfinished
+        if not run.supervised:
+            return self._run(job_id), None, 0
+        end = self._recovery.unfinished(run) if unfinished else None
+        goal = self._recovery.written(run)
+        return self._run(job_id), end, goal
 
     def _running_elsewhere(self) -> list[Run]:
         """Return the running jobs that `drain` of a manager without slots waits for."""

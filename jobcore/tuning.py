@@ -103,6 +103,9 @@ KILL_AFTER = 10.0
 SWEEP = 0.05
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
+#: Bytes of output that a read imports at once. It takes a tenth of a second or two, and other
+#: reads of the process wait for it. A command without a manager may have written gigabytes.
+READ_BYTES = 8 * 2**20
 #: Seconds to keep killing orphans: a process in an uninterruptible sleep does not die.
 ORPHAN_PATIENCE = 10.0
 #: Seconds for which the directory of all job directories may be missing: someone may move it

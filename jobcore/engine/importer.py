@@ -199,6 +199,7 @@ class Importer:
         patience: float | None = None,
         verdict: job_directory.ExitRecord | None = None,
         until: float = math.inf,
+        most: float = math.inf,
     ) -> Run | None:
         """
         Import the current content of a job directory, and settle the job if it has ended.
@@ -207,6 +208,7 @@ class Importer:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
             verdict: The exit record to use if the directory has none, or is missing.
             until: When to leave the rest to a later call, by the monotonic clock.
+            most: Bytes of the spool after which to leave the rest to a later call.
 
         Returns:
             The run as it is then; None if it has been removed.
@@ -214,7 +216,8 @@ class Importer:
         Raises:
             StoreError: The database failed; the directory still has everything.
         """
-        goal: int | None = None
+        goal: float | None = None
+        begin = run.spool_offset
         while True:
             content = self.read(run, verdict)
             if content is None:
@@ -224,7 +227,8 @@ class Importer:
             if content.empty:
                 return run
             if goal is None:
-                goal = content.goal  # stop there: a command may write for ever
+                # Stop there: a command may write for ever.
+                goal = min(content.goal, begin + most)
             fresh = self._database.write(
                 partial(self.apply, content=content),
                 durable=content.durable,

@@ -112,6 +112,7 @@ class Recovery:
         patience: float | None = None,
         kill: bool = False,
         until: float = math.inf,
+        most: float = math.inf,
     ) -> Run | None:
         """
         Import what the job has written, settle it if it has ended, resolve it if it is dead.
@@ -121,6 +122,7 @@ class Recovery:
             kill: Kill the orphans of a dead supervisor, and resolve a job that was started in
                 another directory. If false, both stay as they are.
             until: When to leave the rest to a later call, by the monotonic clock.
+            most: Bytes of output after which to leave the rest to a later call.
 
         Returns:
             The row as it is then, or `run` itself if there was nothing to do; None if the row
@@ -133,8 +135,14 @@ class Recovery:
             return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
             return self._decide_dependencies(run, patience) if run.status == Status.QUEUED else run
-        fresh = self._importer.import_all(run, patience=patience, until=until)
-        if fresh is None or not fresh.supervised or time.monotonic() >= until:
+        fresh = self._importer.import_all(run, patience=patience, until=until, most=most)
+        if (
+            fresh is None
+            or not fresh.supervised
+            or time.monotonic() >= until
+            # Import the rest before judging whether it is alive.
+            or fresh.spool_offset - run.spool_offset >= most
+        ):
             return fresh
         if self._is_alive(fresh):
             if fresh.stop_who == transitions.actor():
@@ -180,9 +188,19 @@ class Recovery:
     def try_to_reconcile(
         self, run: Run, *, kill: bool = False, until: float = math.inf
     ) -> Run | None:
-        """Reconcile within a read: if it cannot be done now, return the row as stored."""
+        """
+        Reconcile within a read: if it cannot be done now, return the row as stored.
+
+        It imports up to `READ_BYTES` of output. To read all of it, call it again until the
+        offset reaches that of `written`, or does not change.
+        """
         attempt = partial(
-            self._try_to_reconcile, run, patience=tuning.READ_PATIENCE, kill=kill, until=until
+            self._try_to_reconcile,
+            run,
+            patience=tuning.READ_PATIENCE,
+            kill=kill,
+            until=until,
+            most=tuning.READ_BYTES,
         )
         try:
             return DIRECTORY_WORKER.call(attempt, patience=tuning.READ_PATIENCE)
@@ -191,10 +209,16 @@ class Recovery:
             return run
 
     def _try_to_reconcile(
-        self, run: Run, *, patience: float | None, kill: bool, until: float
+        self,
+        run: Run,
+        *,
+        patience: float | None,
+        kill: bool,
+        until: float,
+        most: float = math.inf,
     ) -> Run | None:
         try:
-            fresh = self.reconcile(run, patience=patience, kill=kill, until=until)
+            fresh = self.reconcile(run, patience=patience, kill=kill, until=until, most=most)
         except Exception as error:
             if patience is None and isinstance(error, DatabaseBusy):
                 raise  # it concerns all jobs, and the busy timeout is over
@@ -304,6 +328,17 @@ class Recovery:
         if not more:
             self._unresponsive.wake(run)  # no other process may be there to do it
         return more
+
+    @handed_over
+    def written(self, run: Run) -> int:
+        """Return the offset up to which the job has written by now; 0: that cannot be read."""
+        try:
+            if not run.supervised or not self.is_here(run):
+                return 0
+            with self._directories.open(run.name) as directory:
+                return job_directory.spool_end(directory)
+        except (StoreError, OSError, NewerProtocol):
+            return 0
 
     @handed_over
     def look(self, run: Run) -> tuple[log_segments.Unfinished | None, bool]:
@@ -679,18 +714,32 @@ class Recovery:
             running = transitions.supervised(connection)
             owned = transitions.owned(connection)
         for run in running:
-            self._sweep_one(run, tuning.READ_PATIENCE, resting=True, kill=False, until=math.inf)
+            self._sweep_one(
+                run,
+                tuning.READ_PATIENCE,
+                resting=True,
+                kill=False,
+                until=math.inf,
+                most=tuning.READ_BYTES,
+            )
         for run in owned:
             self.try_to_reconcile(run)
         self.decide(everything=True)
 
     def _sweep_one(
-        self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
+        self,
+        run: Run,
+        patience: float | None,
+        *,
+        resting: bool,
+        kill: bool,
+        until: float,
+        most: float = math.inf,
     ) -> Run | None:
         try:
             if not self._has_more(run, output=resting):
                 return run
-            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until)
+            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until, most=most)
         except NewerProtocol:
             return None
 

@@ -496,19 +496,29 @@ class Waiter:
     # --- in the caller's thread -----------------------------------------------------
 
     def lines(
-        self, run: Run, sequence: int, limit: int | None, unfinished: Unfinished | None = None
+        self,
+        run: Run,
+        sequence: int,
+        limit: int | None,
+        unfinished: Unfinished | None = None,
+        goal: int = 0,
     ) -> Iterator[LogLine]:
         """
-        Return an iterator of the stored lines from `sequence` on.
+        Return an iterator of the lines from `sequence` on.
+
+        Lines that are not stored yet are imported once the stored ones have been read.
 
         Args:
             limit: Most lines to return; None: all.
             unfinished: The unfinished lines from before `run` was brought up to date. They
                 come last, unless they have become numbered lines of `run`.
+            goal: The offset up to which the job had written before that.
 
         Raises:
             JobDeleted: The job was deleted meanwhile.
         """
+        if run.supervised and run.spool_offset < goal:
+            return self._imported_lines(run, sequence, limit, unfinished, goal)
         there = max(run.next_sequence - sequence, 0)
         most = there if limit is None else min(there, limit)
         groups = self._groups(run, sequence, most)
@@ -517,16 +527,63 @@ class Waiter:
         end = self._end_of(run, unfinished)
         return Lines.of(groups, end if limit is None else end[: limit - most])
 
-    def last_lines(self, run: Run, count: int, unfinished: Unfinished | None) -> Iterator[LogLine]:
-        """
-        Return an iterator of the last lines, each with all of its pieces.
+    def _imported_lines(
+        self, run: Run, sequence: int, limit: int | None, unfinished: Unfinished | None, goal: int
+    ) -> Iterator[LogLine]:
+        """Return the lines from `sequence` on, and import more while `run` is before `goal`."""
+        reached = run
+        left = math.inf if limit is None else limit
 
-        Args:
-            unfinished: As for `lines`.
+        def groups() -> Iterator[LineGroup]:
+            nonlocal reached, left
+            first = sequence
+            while True:
+                there = max(reached.next_sequence - first, 0)
+                most = there if left > there else int(left)
+                yield from self._groups(reached, first, most)
+                first += most
+                left -= most
+                fresh = self._import_some(reached, goal) if left else None
+                if fresh is None:
+                    return
+                reached = fresh
+
+        def end() -> Iterator[LogLine]:
+            if sequence <= reached.next_sequence and left:
+                found = self._end_of(reached, unfinished)
+                yield from found if limit is None else found[: int(left)]
+
+        return Lines.of(groups(), end())
+
+    def _import_some(self, run: Run, goal: int) -> Run | None:
+        """
+        Import some of the output before the offset `goal`, and return the run as it is then.
+
+        Returns:
+            None: All of it is imported, or no more can be imported now.
 
         Raises:
             JobDeleted: The job was deleted meanwhile.
         """
+        if not run.supervised or run.spool_offset >= goal:
+            return None
+        fresh = require(run, self._recovery.try_to_reconcile(run))
+        return None if fresh.spool_offset == run.spool_offset else fresh
+
+    def last_lines(
+        self, run: Run, count: int, unfinished: Unfinished | None, goal: int = 0
+    ) -> Iterator[LogLine]:
+        """
+        Return an iterator of the last lines, each with all of its pieces.
+
+        Args:
+            unfinished, goal: As for `lines`.
+
+        Raises:
+            JobDeleted: The job was deleted meanwhile.
+        """
+        while fresh := self._import_some(run, goal):
+            run = fresh
         end = self._end_of(run, unfinished)[-count:] if count else ()
         streams = {line.stream for line in end}
         ends = {} if unfinished is None else unfinished.ends

@@ -9,8 +9,9 @@ import zlib
 
 import pytest
 
-from jobcore import JobManager, Reason, Status
+from jobcore import JobManager, Reason, Status, tuning, wire
 from jobcore.embedding import failpoints
+from jobcore.engine import importer
 from jobcore.storage.database import Database
 from jobcore.supervisor import frames, job_directory
 from jobcore.testing.parts import parts
@@ -53,6 +54,99 @@ def test_lines_arrive_as_they_are_written(jobs, scripted):
     assert jobs.get_job(run.id).status is Status.RUNNING
     assert jobs.get_job(run.id).line_count == 5
     assert run.row()["spool_offset"] == run.end
+
+
+@pytest.fixture
+def backlog(scripted, monkeypatch):
+    """Return a job of 40 lines of 64 KiB, of which a read imports eight at once."""
+    monkeypatch.setattr(tuning, "READ_BYTES", 8 * 65536)
+    monkeypatch.setattr(importer, "BATCH_BYTES", 2 * 65536)
+    run = scripted()
+    run.started()
+    for number in range(40):
+        run.write(b"%05d" % number + b"x" * 65400 + b"\n")
+    return run
+
+
+def test_read_imports_a_limited_part_of_much_output(jobs, backlog):
+    """`get_job` and a listing import some of it, and the next call more."""
+    counts = [jobs.get_job(backlog.id).line_count for _ in range(3)]
+    jobs.refresh()
+    counts.append(jobs.list_jobs()[0].line_count)
+
+    assert 8 <= counts[0] <= 12
+    assert counts[0] < counts[1] < counts[2] < counts[3]
+
+
+def test_log_of_much_output_is_whole(jobs, backlog):
+    """`logs` imports it as it is read, up to where it ended at the call, and `text` does too."""
+    lines = jobs.logs(backlog.id)
+    first = next(lines)
+    imported = backlog.row()["next_sequence"]
+    text = wire.text(jobs.logs(backlog.id))
+    backlog.write(b"later\n")
+    numbers = [first.sequence, *(line.sequence for line in lines)]
+
+    assert imported < 20
+    assert numbers[:40] == list(range(40))
+    assert b"".join(text).count(b"\n") >= 40
+
+
+def test_limited_log_imports_no_more_than_it_returns(jobs, backlog):
+    """The lines are there after the first part."""
+    assert [line.sequence for line in jobs.logs(backlog.id, 3, 10)] == list(range(3, 13))
+    assert backlog.row()["next_sequence"] < 30
+
+
+def test_tail_of_much_output_is_its_end(jobs, backlog):
+    """The last lines that were written, and following continues after them."""
+    last = [line.sequence for line in jobs.tail(backlog.id, 3)]
+    backlog.write(b"next\n")
+
+    assert last == [37, 38, 39]
+    assert next(jobs.follow(backlog.id, 40)).text == "next"
+
+
+def test_log_of_much_output_ends_with_its_unfinished_line(database, monkeypatch):
+    """A prompt comes after all of the output, also if that is imported meanwhile."""
+    monkeypatch.setattr(tuning, "READ_BYTES", 65536)
+    monkeypatch.setattr(importer, "BATCH_BYTES", 2 * 65536)
+    script = "seq 100000; printf 'sure? '; exec sleep 1000"
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sh", "-c", script])
+        until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "the start")
+    directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
+    until(lambda: b"sure? " in b"".join(job_directory.read_tail(directory)), "the prompt")
+    os.close(directory)
+    with JobManager(database, slots=0) as jobs:
+        limited = [line.text for line in jobs.logs(job.id, 99_990, 100)]
+        last = [line.text for line in jobs.tail(job.id, 2)]
+        jobs.stop_job(job.id, grace=0)
+        jobs.wait(job.id)
+
+    assert limited == [*map(str, range(99_991, 100_001)), "sure? "]
+    assert last == ["100000", "sure? "]
+
+
+def test_job_that_ended_with_much_output_is_settled_by_the_last_part(jobs, backlog):
+    """Its status is true at each look, and a wait goes on to the end."""
+    backlog.exit(0)
+    backlog.die()
+    seen = jobs.get_job(backlog.id)
+    ended = jobs.wait(backlog.id)
+
+    assert seen.status is Status.RUNNING
+    assert (ended.status, ended.line_count) == (Status.COMPLETE, 40)
+
+
+def test_dead_job_with_much_output_is_settled_by_the_last_part(jobs, backlog):
+    """All of its output is stored before it is lost."""
+    backlog.die()
+    statuses = [jobs.get_job(backlog.id).status for _ in range(6)]
+
+    assert statuses[0] is Status.RUNNING
+    assert statuses[-1] is Status.ERROR
+    assert jobs.get_job(backlog.id).line_count == 41
 
 
 def test_frame_without_lines_does_not_block_later_ones(jobs, scripted):
