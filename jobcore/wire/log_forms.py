@@ -208,8 +208,9 @@ class EventForm(NdjsonForm):
 
     def encode_each(self, group: LineGroup) -> Iterable[bytes]:
         """Return each of these lines as bytes."""
+        # Not a list: a group that stands for lost lines has up to a million.
         objects = enumerate(super().encode_each(group), group.first)
-        return [b"id: %d\ndata: %s\n" % (number, one) for number, one in objects]
+        return (b"id: %d\ndata: %s\n" % (number, one) for number, one in objects)
 
     def encode_group(self, group: LineGroup) -> Iterable[bytes]:
         """Return the same bytes, an item for each line."""

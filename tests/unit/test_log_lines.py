@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import sys
+import tracemalloc
 
 import pytest
 
@@ -178,6 +179,21 @@ def test_many_lost_lines_are_not_made_at_once():
     assert max(map(len, items)) < LINES_AT_ONCE * 100
     assert b"".join(items).count(b"\n") == lost
     assert b"".join(items).splitlines() == [one[:-1] for one in NdjsonForm().encode_each(group)]
+
+
+@pytest.mark.parametrize("form", [NdjsonForm, EventForm])
+def test_encoded_lost_lines_are_not_held_at_once(form):
+    """The memory for many lines that stand for lost ones is less than a fifth of their bytes."""
+    lost = 50 * LINES_AT_ONCE
+    group = LineGroup(0, lost, 0, "system", partial=False, raw=b"\n" * lost)
+    tracemalloc.start()
+    try:
+        size = sum(map(len, form().encode_each(group)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < size / 5
 
 
 def test_log_deleted_while_it_is_read_ends_with_its_error(jobs, scripted, monkeypatch):
