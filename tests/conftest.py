@@ -22,7 +22,7 @@ from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 from tests import opens
 from tests.faults import report
-from tests.faults.nursery import Nursery
+from tests.faults.fork_server import ForkServer
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, SOAK, Rounds, campaign, spread
 from tests.jobfiles import Scripted
@@ -259,15 +259,15 @@ def rounds(request):
 
 
 @pytest.fixture(scope="session")
-def nursery():
-    """Return what campaigns have their supervisors from."""
-    made = Nursery(os.path.dirname(jobcore.__file__))
+def fork_server():
+    """Return the server that forks the supervisors of campaigns."""
+    made = ForkServer(os.path.dirname(jobcore.__file__))
     yield made
     made.close()
 
 
 @pytest.fixture
-def warm_supervisors(nursery, monkeypatch):
+def warm_supervisors(fork_server, monkeypatch):
     """
     Fork this process's supervisors from one that has everything loaded.
 
@@ -279,17 +279,17 @@ def warm_supervisors(nursery, monkeypatch):
     def start_warm(self, descriptor):
         if os.getpid() != process or self.python != sys.executable:
             return start(self, descriptor)
-        return nursery.launcher().start(descriptor)
+        return fork_server.launcher().start(descriptor)
 
     monkeypatch.setattr(ProcessLauncher, "start", start_warm)
     monkeypatch.setattr(KeeperOfHost, "fork", lambda *_: None)
 
 
 @pytest.fixture
-def running_jobs(database, nursery):
+def running_jobs(database, fork_server):
     """Return a manager with two slots; nothing of it may be left behind."""
     before = descriptors()
-    launcher = nursery.launcher()
+    launcher = fork_server.launcher()
     with JobManager(database, slots=2, on_exit="stop", launcher=launcher) as manager:
         yield manager
         connection = sqlite3.connect(database)

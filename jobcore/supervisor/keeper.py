@@ -113,7 +113,7 @@ class Keeper:
                 return False  # the host starts another keeper
             pid = os.fork()
             if pid == 0:
-                _become_supervisor(descriptor)
+                _run_supervisor(descriptor)
         except OSError:
             return True  # no process could be created; the host sees that its socket is closed
         finally:
@@ -175,8 +175,8 @@ def _library() -> tuple[int, int, int] | None:
     return facts.st_dev, facts.st_ino, facts.st_mtime_ns
 
 
-def _become_supervisor(descriptor: int) -> NoReturn:
-    """Be a supervisor, in the child. It never returns, so the child runs no other code."""
+def _run_supervisor(descriptor: int) -> NoReturn:
+    """Run a supervisor in the child. It never returns, so the child runs no other code."""
     code = 1
     try:
         os.setsid()

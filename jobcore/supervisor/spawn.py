@@ -196,7 +196,7 @@ def spawn(
         stdin = terminal
         if program.stdin is not None and program.stdin[0] == "data":
             stage = STDIN
-            stdin = _hold(program.stdin[1], opened)
+            stdin = _make_stdin(program.stdin[1], opened)
         stage = FORK
         given.update({0: stdin, 1: writer, 2: error_writer})
         start = _Start(given, report_writer, oom_score, control)
@@ -205,7 +205,7 @@ def spawn(
         try:
             pid = os.fork()
             if pid == 0:
-                _become(program, start)
+                _run_in_child(program, start)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     except OSError as error:
@@ -344,7 +344,7 @@ def explain(program: Program, stage: str, number: int, mask: Callable[[bytes], b
     return f"cannot start {name}: {words} ({code})"
 
 
-def _hold(data: bytes, opened: list[int]) -> int:
+def _make_stdin(data: bytes, opened: list[int]) -> int:
     """Return a descriptor for stdin with `data`: a file, because writing to a pipe could block."""
     descriptor = system_calls.make_memory_file("stdin")
     opened.append(descriptor)
@@ -374,12 +374,12 @@ class _Start:
         self.parent = os.getpid()
 
 
-def _become(program: Program, start: _Start) -> NoReturn:
+def _run_in_child(program: Program, start: _Start) -> NoReturn:
     """Run the command in the child. It never returns, so the child runs no other code."""
     stage = EXEC
     number = 0
     try:
-        _come_clean(start)
+        _reset(start)
         os.umask(program.umask)
         stage = CHDIR
         os.chdir(program.cwd)
@@ -400,7 +400,7 @@ def _become(program: Program, start: _Start) -> NoReturn:
         os._exit(exit_code_of(stage, number))
 
 
-def _come_clean(start: _Start) -> None:
+def _reset(start: _Start) -> None:
     """Reset in the child everything that belongs to the supervisor."""
     # A process group, but no session, unless it has a terminal. The first terminal that a session
     # leader opens becomes its controlling terminal, and closing that would end the command.
@@ -411,7 +411,7 @@ def _come_clean(start: _Start) -> None:
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
         os._exit(_NOT_STARTED)  # the supervisor died before the line above
-    _give(start)
+    _install_descriptors(start)
     # Before anything that can block, because the lock and the sockets are among them.
     close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):
@@ -421,8 +421,8 @@ def _come_clean(start: _Start) -> None:
         _set_oom_score(start.oom_score)
 
 
-def _give(start: _Start) -> None:
-    """Give the child its descriptors, by their numbers, and its terminal."""
+def _install_descriptors(start: _Start) -> None:
+    """Put the descriptors at their numbers in the command, and set its terminal."""
     # No descriptor that is still needed may have a number that another one gets.
     if start.report in start.given:
         start.report = fcntl.fcntl(start.report, fcntl.F_DUPFD_CLOEXEC, _ABOVE)

@@ -321,7 +321,7 @@ def held_locks(database):
     return held
 
 
-def converse_with(database, rounds, nursery, slots, work, handler):
+def converse_with(database, rounds, fork_server, slots, work, handler):
     """Interrupt a host in each round, and return the lines that it says at its end."""
     full = rounds.facts["full"]
     seeds = [rounds.chance(number).random() for number in rounds.numbers()]
@@ -329,7 +329,7 @@ def converse_with(database, rounds, nursery, slots, work, handler):
     with ExitStack() as stack:
         stack.callback(os.close, told)
         stack.callback(os.close, tell)
-        launcher = nursery.launcher()
+        launcher = fork_server.launcher()
         if not slots:  # another host runs the jobs that it looks at
             JobManager(database, slots=0).close()
             server = stack.enter_context(host(serve, database))
@@ -373,9 +373,9 @@ def check_all(database, said):
 @pytest.mark.parametrize("slots", [0, 2], ids=["bookkeeping", "running"])
 @pytest.mark.parametrize("work", [be_signalled, be_raised_in], ids=["signals", "exceptions"])
 @in_rounds(smoke=4, full=100)
-def test_a_burst_of_interrupts_leaves_nothing_held(database, rounds, nursery, work, slots):
+def test_a_burst_of_interrupts_leaves_nothing_held(database, rounds, fork_server, work, slots):
     """The second process can write, descriptors and locks are let go, and no call is half done."""
-    said = converse_with(database, rounds, nursery, slots, work, interrupt)
+    said = converse_with(database, rounds, fork_server, slots, work, interrupt)
 
     assert said[-1] == "interrupted True"
     check_all(database, said)
@@ -385,10 +385,10 @@ def test_a_burst_of_interrupts_leaves_nothing_held(database, rounds, nursery, wo
 @pytest.mark.parametrize("handler", [fork, call], ids=["forks", "calls"])
 @in_rounds(smoke=4, full=50)
 def test_a_signal_handler_that_forks_or_calls_tears_nothing(
-    database, rounds, nursery, handler, slots
+    database, rounds, fork_server, handler, slots
 ):
     """Neither it nor the call that it interrupts waits for ever, and the forked child ends, too."""
-    said = converse_with(database, rounds, nursery, slots, be_signalled, handler)
+    said = converse_with(database, rounds, fork_server, slots, be_signalled, handler)
 
     assert said[-1] == "interrupted False"
     check_all(database, said)

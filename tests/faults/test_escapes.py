@@ -17,12 +17,12 @@ GRACE = 0.3  # seconds
 
 
 @in_rounds(smoke=len(NAMES), full=25 * len(NAMES))
-def test_nothing_escapes_a_stop(tmp_path, rounds, nursery):
+def test_nothing_escapes_a_stop(tmp_path, rounds, fork_server):
     """Daemons, fork loops, subreapers and the like: all are dead when the job is final."""
     for batch in rounds.batches(len(NAMES)):
         with (
             place(tmp_path, "escapes") as where,
-            JobManager(where.database, slots=6, launcher=nursery.launcher()) as jobs,
+            JobManager(where.database, slots=6, launcher=fork_server.launcher()) as jobs,
         ):
             marks = {
                 name: str(chance.randrange(10**15, 10**16))

@@ -11,9 +11,9 @@ from contextlib import suppress
 from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.embedding import failpoints
 from jobcore.testing.parts import parts
+from tests.faults.fork_server import KILL_HOST, KILL_SELF, PAUSE, Trap
 from tests.faults.hosts import EXECUTORS, host
 from tests.faults.invariants import check
-from tests.faults.nursery import KILL_HOST, KILL_SELF, PAUSE, Trap
 from tests.faults.plans import place, settle_all
 from tests.faults.rounds import in_rounds
 from tests.faults.witness import witness
@@ -143,7 +143,7 @@ def possible(kind, point, deed):
 
 
 @in_rounds(smoke=12, full=len(CASES), long=True)
-def test_behind_every_step_anything_may_happen(tmp_path, rounds, nursery):
+def test_behind_every_step_anything_may_happen(tmp_path, rounds, fork_server):
     """At each step host or supervisor die or wait: what comes of the job is one of few truths."""
     cases = rounds.chance().sample(CASES, len(CASES))
     reached = set()
@@ -152,10 +152,10 @@ def test_behind_every_step_anything_may_happen(tmp_path, rounds, nursery):
         with place(tmp_path, rounds.number) as where:
             mark = str(tmp_path / f"mark-{rounds.number}")
             trap, theirs = traps(point, deed, mark, chance.randint(1, OFTEN.get(point, 1)))
-            with host(live, where, case, nursery.launcher(theirs), trap) as living:
+            with host(live, where, case, fork_server.launcher(theirs), trap) as living:
                 said = living.kill_after(60)
             with JobManager(
-                where.database, slots=1, launcher=nursery.launcher(), executors=EXECUTORS
+                where.database, slots=1, launcher=fork_server.launcher(), executors=EXECUTORS
             ) as jobs:
                 for job in jobs.list_jobs():
                     if job.type == "TASK" and job.status is Status.QUEUED:

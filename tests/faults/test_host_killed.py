@@ -9,9 +9,9 @@ import sqlite3
 from uuid import UUID
 
 from jobcore import JobManager, Reason, Status
+from tests.faults.fork_server import KILL_SELF, Trap
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.invariants import check
-from tests.faults.nursery import KILL_SELF, Trap
 from tests.faults.plans import carry_out, draw, place, settle_all, survey
 from tests.faults.rounds import SEED, in_rounds
 from tests.jobfiles import cookie_of
@@ -121,9 +121,9 @@ def test_reading_settles_jobs_of_a_killed_host(database):
 
 
 @in_rounds(smoke=12, full=1000, long=True)
-def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, nursery):
+def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, fork_server):
     """Hosts SIGKILLed, half of them at failpoints: all lines, codes and statuses are found."""
-    life, reached = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))
+    life, reached = survey(tmp_path, fork_server.launcher(), draw(rounds.chance()))
     for chance in rounds:
         with place(tmp_path, rounds.number) as where:
             submitted = []
@@ -134,10 +134,10 @@ def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, nurse
                     at = chance.randrange(len(reached))
                     nth = reached[: at + 1].count(reached[at])
                     trap, moment = Trap(reached[at], KILL_SELF, nth), 3 * life
-                with host(carry_out, where, draw(chance), nursery.launcher(), trap) as killed:
+                with host(carry_out, where, draw(chance), fork_server.launcher(), trap) as killed:
                     said = killed.kill_after(moment)
                 submitted += [job_id for job_id in said if job_id != "done"]
-            with JobManager(where.database, slots=2, launcher=nursery.launcher()) as jobs:
+            with JobManager(where.database, slots=2, launcher=fork_server.launcher()) as jobs:
                 settle_all(jobs)
                 check(jobs, where.sides)
                 known = {str(job.id) for job in jobs.list_jobs()}

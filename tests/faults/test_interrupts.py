@@ -249,10 +249,12 @@ def is_free(lock):
 @pytest.mark.parametrize("slots", [0, 2], ids=["bookkeeping", "running"])
 @pytest.mark.parametrize("way", WAYS)
 @in_rounds(smoke=5, full=300)
-def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nursery, way, slots):
+def test_an_interrupt_leaves_nothing_held_and_nothing_half(
+    database, rounds, fork_server, way, slots
+):
     """After a Ctrl-C anywhere everybody can write at once, and what had returned is there."""
     seeds = [rounds.chance(number).random() for number in rounds.numbers()]
-    with host(interrupt_calls, database, nursery.launcher(), way, slots, seeds) as process:
+    with host(interrupt_calls, database, fork_server.launcher(), way, slots, seeds) as process:
         told = []
         while line := process.hear():
             told.append(line)

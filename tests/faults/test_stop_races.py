@@ -107,7 +107,7 @@ def _sleep_until(moment):
 
 @in_rounds(smoke=25, full=2000, long=True)
 def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
-    tmp_path, rounds, nursery, monkeypatch
+    tmp_path, rounds, fork_server, monkeypatch
 ):
     """Whatever comes first: row, exit record, log and history say the same, and it can be true."""
     records = {}
@@ -124,7 +124,7 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
     for batch in rounds.batches(50):
         with (
             place(tmp_path, "races") as where,
-            JobManager(where.database, slots=1, launcher=nursery.launcher()) as jobs,
+            JobManager(where.database, slots=1, launcher=fork_server.launcher()) as jobs,
         ):
             for chance in batch:
                 fifo = os.path.join(where.sides, str(rounds.number))

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.embedding import failpoints
+from tests.faults.fork_server import KILL_SELF, Trap
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.invariants import check
-from tests.faults.nursery import KILL_SELF, Trap
 from tests.faults.plans import (
     carry_out,
     commands,
@@ -126,7 +126,7 @@ def test_host_and_supervisor_killed_together_resolve_at_the_next_read(database):
 
 
 @in_rounds(smoke=8, full=300)
-def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nursery):
+def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, fork_server):
     """Supervisors SIGKILLed, half of them at failpoints: what they had written is kept, no more."""
     lost = 0
     for chance in rounds:
@@ -140,7 +140,7 @@ def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nurse
             plan = draw(chance)
             if trap is None:
                 plan[0] = (chance.choice((1, 400, 4000)), "STAY", 0)
-            with host(carry_out, where, plan, nursery.launcher(trap)) as serving:
+            with host(carry_out, where, plan, fork_server.launcher(trap)) as serving:
                 while trap is None and not serving.done:
                     serving.live(chance.uniform(0, 0.1))
                     kill(supervisors(where))
@@ -158,21 +158,21 @@ def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nurse
 
 
 @in_rounds(smoke=8, full=300, long=True)
-def test_all_killed_at_once_is_resolved_by_the_next_host(tmp_path, rounds, nursery):
+def test_all_killed_at_once_is_resolved_by_the_next_host(tmp_path, rounds, fork_server):
     """Host, supervisors and commands SIGKILLed together: every RUNNING job is told the truth of."""
-    life, _ = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))
+    life, _ = survey(tmp_path, fork_server.launcher(), draw(rounds.chance()))
     lost = 0
     for chance in rounds:
         with place(tmp_path, rounds.number) as where:
             plan = draw(chance)
             plan[chance.randrange(3)] = (chance.choice((1, 400, 4000)), "STAY", 0)
-            with host(carry_out, where, plan, nursery.launcher()) as killed:
+            with host(carry_out, where, plan, fork_server.launcher()) as killed:
                 killed.live(chance.uniform(0, 2 * life))
                 os.kill(killed.pid, signal.SIGSTOP)  # it shall not see the others die
                 kill(supervisors(where))
                 kill(commands(where))
                 submitted = set(killed.kill_after(0)) - {"done"}
-            with JobManager(where.database, slots=2, launcher=nursery.launcher()) as jobs:
+            with JobManager(where.database, slots=2, launcher=fork_server.launcher()) as jobs:
                 jobs.recover()
                 stop_those_that_stay(jobs)
                 settle_all(jobs)

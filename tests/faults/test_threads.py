@@ -61,12 +61,12 @@ def act(jobs, where, chance, known):
 
 
 @in_rounds(smoke=1, full=20)
-def test_threads_that_do_anything_at_once_leave_only_the_truth(tmp_path, rounds, nursery):
+def test_threads_that_do_anything_at_once_leave_only_the_truth(tmp_path, rounds, fork_server):
     """Eight threads on one manager: each call works or is told why, and all invariants hold."""
     for chance in rounds:
         with (
             place(tmp_path, rounds.number) as where,
-            JobManager(where.database, slots=2, launcher=nursery.launcher()) as jobs,
+            JobManager(where.database, slots=2, launcher=fork_server.launcher()) as jobs,
         ):
             known, failures = [], []
 

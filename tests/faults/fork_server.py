@@ -1,5 +1,5 @@
 """
-Nursery: supervisors forked from a process that has everything loaded.
+A server that forks supervisors: it has everything loaded.
 
 A supervisor takes 50 ms of a processor to start, nearly all of it Python's own
 start. Campaigns of a thousand rounds fork theirs from one that is kept, and
@@ -21,8 +21,8 @@ KILL_SELF, KILL_HOST, PAUSE = "kill self", "kill host", "pause"
 PAUSED_FOR = 0.2  # seconds
 
 
-class Nursery:
-    """The process, and the way to it; forked hosts may share it."""
+class ForkServer:
+    """The process, and the socket to it, which forked hosts may share."""
 
     def __init__(self, package):
         import subprocess  # noqa: PLC0415 - not in the process itself
@@ -36,7 +36,7 @@ class Nursery:
 
     def launcher(self, trap=None):
         """Return a launcher for a `JobManager`; its first supervisor gets the trap."""
-        return NurseryLauncher(self._socket, trap)
+        return ForkServerLauncher(self._socket, trap)
 
     def close(self):
         """End it; supervisors live on."""
@@ -44,18 +44,18 @@ class Nursery:
         assert self._process.wait(30) == 0
 
 
-class NurseryLauncher:
-    """Starts supervisors by asking the nursery for them."""
+class ForkServerLauncher:
+    """Starts supervisors by asking the fork server for them."""
 
-    def __init__(self, way, trap):
-        self._way = way
+    def __init__(self, connection, trap):
+        self._socket = connection
         self._trap = trap
 
     def start(self, descriptor):
         """Send the descriptor; there is nothing to be reaped here."""
         trap, self._trap = self._trap, None
         told = trap.told(host=os.getpid()) if trap else b"-"
-        socket.send_fds(self._way, [told], [descriptor])
+        socket.send_fds(self._socket, [told], [descriptor])
 
 
 class Trap:
@@ -114,14 +114,16 @@ def main(descriptor, package):
     from jobcore.supervisor.__main__ import main as supervise  # noqa: PLC0415
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what is forked here is reaped by nobody
-    with socket.socket(fileno=descriptor) as way:
+    with socket.socket(fileno=descriptor) as connection:
         while True:
-            told, rights, _, _ = way.recvmsg(4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            told, rights, _, _ = connection.recvmsg(
+                4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
             if not told:
                 return
             (given,) = struct.unpack("i", rights[0][2])
             if os.fork() == 0:
-                way.close()
+                connection.close()
                 if told != b"-":
                     failpoints.arm(Trap.heard(told))
                 supervise(given)
