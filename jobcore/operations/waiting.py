@@ -48,7 +48,7 @@ LOOK_SHARE, BUSY_PAUSE = 2, 0.05
 #: job can write faster than anyone reads.
 LOOK_AGAIN = 0.25
 #: Seconds before the next look if an import did not succeed, so that another process can do it.
-BACK_OFF = 0.25
+IMPORT_RETRY_PAUSE = 0.25
 #: Seconds to wait for a manager to settle a job of another directory as lost.
 COPIED_PATIENCE = 5.0
 #: Seconds to wait for a manager to kill what a dead supervisor left running; then the waiter
@@ -413,7 +413,7 @@ class Waiter:
             until = math.inf if cursor.shown is None else time.monotonic() + LOOK_AGAIN
             fresh = require(run, self._recovery.try_to_reconcile(run, kill=kill, until=until))
             if fresh == run:
-                cursor.watched.visited = time.monotonic() + BACK_OFF
+                cursor.watched.visited = time.monotonic() + IMPORT_RETRY_PAUSE
             elif fresh.final:
                 self._recovery.decide()  # what waits for it, if there are thousands
         cursor.watched.offset = fresh.spool_offset

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
+from jobcore.checks import LARGEST_INTEGER
 from jobcore.errors import InvalidParameter
 
-#: The largest number of a line or a job, which is SQLite's largest integer.
-LARGEST = 2**63 - 1
 #: Jobs in a page: the default, and the maximum.
 PAGE_JOBS = 100
 MOST_JOBS = 1000
@@ -36,13 +35,15 @@ def unsigned(value: str | int, name: str) -> int:
         InvalidParameter: The value is not an unsigned integer.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return min(value, LARGEST)
+        return min(value, LARGEST_INTEGER)
     # `isdigit` alone accepts digits of other scripts. `int` accepts signs, blanks and
     # underscores, and refuses more than some 4,000 digits.
     if not (isinstance(value, str) and value.isascii() and value.isdigit()):
         raise InvalidParameter(name, value)
     digits = value.lstrip("0")
-    return LARGEST if len(digits) > len(str(LARGEST)) else min(int(digits or "0"), LARGEST)
+    if len(digits) > len(str(LARGEST_INTEGER)):
+        return LARGEST_INTEGER
+    return min(int(digits or "0"), LARGEST_INTEGER)
 
 
 def page(query: Mapping[str, str], *, most: int = MOST_JOBS) -> Page:

@@ -490,7 +490,7 @@ def test_failed_import_is_retried_by_the_follower(jobs, scripted, monkeypatch):
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
     until(lambda: parts(jobs).waiter.watched, "the follower")
-    monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
+    monkeypatch.setattr(waiting, "IMPORT_RETRY_PAUSE", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
     run.exit()

@@ -7,21 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcore import InvalidParameter
-from jobcore.wire.parameters import LARGEST, page, unsigned
+from jobcore.checks import LARGEST_INTEGER
+from jobcore.wire.parameters import page, unsigned
 from tests.cases import each
 
 
-@given(st.integers(0, LARGEST), st.integers(0, 40))
+@given(st.integers(0, LARGEST_INTEGER), st.integers(0, 40))
 def test_digits_are_their_number(number, zeros):
     """An unsigned integer is read, also with leading zeros."""
     assert unsigned("0" * zeros + str(number), "sequence") == number
     assert unsigned(number, "sequence") == number
 
 
-@pytest.mark.parametrize("text", [str(LARGEST + 1), str(2**64), "9" * 10_000, LARGEST + 1, 2**70])
+@pytest.mark.parametrize(
+    "text", [str(LARGEST_INTEGER + 1), str(2**64), "9" * 10_000, LARGEST_INTEGER + 1, 2**70]
+)
 def test_beyond_the_largest_is_the_largest(text):
     """A larger number than any line can have is no error, because no line comes after it."""
-    assert unsigned(text, "sequence") == LARGEST
+    assert unsigned(text, "sequence") == LARGEST_INTEGER
 
 
 @each(
@@ -46,7 +49,7 @@ def test_any_text_has_an_answer(text):
     except InvalidParameter as error:
         told, number = str(error), 0
 
-    assert 0 <= number <= LARGEST
+    assert 0 <= number <= LARGEST_INTEGER
     assert len(told) < 200
 
 
