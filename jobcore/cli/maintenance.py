@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -13,6 +13,7 @@ import typer
 
 from jobcore.cli import foreground, output, selection
 from jobcore.cli.app import AsJson, app, full_id, open_manager
+from jobcore.cli.output import size, span
 from jobcore.cli.selection import Filter
 from jobcore.cli.values import age, count
 from jobcore.errors import CommandError
@@ -281,8 +282,38 @@ def stats(
         from jobcore.wire.metrics import prometheus  # noqa: PLC0415 - not needed for --help
 
         output.print_lines(prometheus(found).splitlines())
+    elif output.on_terminal():
+        output.print_facts(_for_people(found))
     else:
         output.print_rows(("WHAT", "VALUE"), _numbers(found))
+
+
+def _for_people(found: Statistics) -> dict[str, Any]:
+    """Return statistics in short, with the names of their quantiles."""
+    numbers = dict(_numbers(found))
+    return {
+        "jobs": _counts(found.jobs),
+        "queued for": None if found.queue_age is None else f"up to {span(found.queue_age)}",
+        "running for": None if found.running_age is None else f"up to {span(found.running_age)}",
+        "since": found.since,
+        "ended": _counts(found.ended),
+        "reasons": _counts(found.reasons),
+        "ran": _quantiles(found.durations),
+        "waited": _quantiles(found.waits),
+        "per hour": f"{numbers['ended_per_hour'] or 0:g} ended",
+        "created": f"{found.created} ever",
+        "file": f"{size(found.file_size)}, {size(found.free_size)} of it free",
+        "log": size(found.log_size),
+    }
+
+
+def _counts(of: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in of.items() if count) or "none"
+
+
+def _quantiles(of: Mapping[str, float]) -> str | None:
+    names = {"0.5": "median", "0.9": "90 % within", "0.99": "99 % within", "1": "longest"}
+    return ", ".join(f"{names[key]} {span(value)}" for key, value in of.items()) or None
 
 
 def _numbers(found: Statistics) -> Iterator[tuple[str, Any]]:

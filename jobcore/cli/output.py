@@ -262,11 +262,23 @@ def print_job(job: Job, further: Mapping[str, Any]) -> None:
         facts["progress"] = f"{_report(job.progress)} (at {local(job.progress.at)})"
     if job.status is Status.RUNNING:
         facts["elapsed"] = f"{_seconds(job)} s"
-    if job.duration is not None:
-        facts["duration"] = span(job.duration)
+    for name in ("duration", "timeout", "grace"):
+        if facts[name] is not None:
+            facts[name] = span(float(facts[name]))
+    if job.max_rss is not None:
+        facts["maxRss"] = size(job.max_rss)
+    for name in ("dropped", "leftProcesses"):
+        facts[name] = facts[name] or None
     first = ("number", "id", "status", "reason", "name", "command")
-    ordered = {name: facts.pop(name) for name in first if name in facts} | facts
-    _print_table(("", ""), [one for one in ordered.items() if one[1] not in (None, "")])
+    print_facts({name: facts.pop(name) for name in first if name in facts} | facts)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print facts with their names, one per line; a terminal leaves out what is empty."""
+    if on_terminal():
+        _print_table(("", ""), [one for one in facts.items() if one[1] not in (None, "")])
+    else:
+        _print_fields(facts.items())
 
 
 def _command_facts(job: Job) -> dict[str, Any]:
@@ -467,6 +479,14 @@ def span(seconds: float) -> str:
             rest = whole % size // part
             return f"{whole // size}{unit}{rest:02}{smaller}" if rest else f"{whole // size}{unit}"
     return f"{whole}s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in the unit that fits, such as `512 B` or `8.5 MiB`."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{count} B"
 
 
 def _seconds(job: Job) -> str | None:

@@ -222,7 +222,11 @@ def show_pipeline(
         )
         for hook, commands in found.hooks.items()
     }
-    output.print_rows(("", ""), facts.items())
+    if output.on_terminal():
+        for key in ("timeout", "lateAfter"):
+            if facts[key] is not None:
+                facts[key] = output.span(float(facts[key]))
+    output.print_facts(facts)
 
 
 @pipeline.command("create")

@@ -54,6 +54,17 @@ def test_running_jobs_come_first_then_the_next_then_failures(database, jobs):
     assert rows[-1] == "jobcore: 73 more: see --limit and the filters"
 
 
+def test_paused_jobs_come_after_those_that_may_start(database, jobs):
+    """Nobody knows when they start."""
+    jobs.pause("old")
+    jobs.submit(["true"], group="old")
+    jobs.submit(["true"])
+    jobs.submit(["true"], not_before=3600)
+    _, _, *rows = shown(database)
+
+    assert [row.split()[0] for row in rows] == ["2", "3", "1"]
+
+
 @pytest.mark.parametrize(
     ("columns", "titles"),
     [
@@ -190,6 +201,10 @@ def test_show_has_the_command_and_who_asked_for_the_stop(database, jobs):
     jobs.stop_job(jobs.start_job(task(jobs).id, owner=None).id)
     (text,) = on_a_terminal(database, [["show", "2"]])
     assert "pipeline" not in text
+    assert "dropped" not in text
+    (text,) = on_a_terminal(database, [["show", "1"]])
+    assert re.search(r"^timeout +1m\b", text, re.MULTILINE)
+    assert re.search(r"^grace +10s\b", text, re.MULTILINE)
     piped, _ = in_a_pipe(database, [["show", "2"]])
     assert re.search(r"^stopRequestedBy\tpid \d+$", piped, re.MULTILINE)
     jobs.submit(["true"], after=[job.id])

@@ -11,7 +11,7 @@ import pytest
 from jobcore import ArgumentError, Status, wire
 from jobcore.clock import to_datetime
 from jobcore.operations import statistics
-from tests.integration.verbs_harness import in_a_pipe
+from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
 from tests.tasks import end
 
 
@@ -124,6 +124,20 @@ def test_text_for_prometheus_has_each_number(jobs, clock):
     assert 'jobcore_job_duration_seconds{quantile="0.5"} 2.5' in lines
     assert "jobcore_jobs_created_total 2" in lines
     assert wire.METRICS_TYPE.startswith("text/plain")
+
+
+def test_stats_on_a_terminal_are_for_people(jobs, database):
+    """Counts in words, times and sizes with units, and nothing that is empty."""
+    (before,) = on_a_terminal(database, [["stats"]])
+    end(jobs, jobs.create_job("TASK"))
+    jobs.create_job("TASK")
+    (shown,) = on_a_terminal(database, [["stats", "--window", "9999d"]])
+
+    assert "waited" not in before
+    assert re.search(r"^ended +none\b", before, re.MULTILINE)
+    assert re.search(r"^jobs +1 QUEUED, 1 COMPLETE\b", shown, re.MULTILINE)
+    assert re.search(r"^ran +median \d\.\ds, 90 % within .*, longest \d\.\ds", shown, re.MULTILINE)
+    assert re.search(r"^file +\d+\.\d KiB, ", shown, re.MULTILINE)
 
 
 def test_stats_on_the_command_line(jobs, database):
