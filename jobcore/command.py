@@ -50,8 +50,8 @@ class Command:
             pipe, so lines of different streams are ordered only by when they were read.
         redact: Values that are replaced by `***` before any output reaches the disk, and in
             `repr`. Values of 6 bytes or more are also found in JSON, in URLs, as `repr`
-            writes them, and within base64; shorter ones also in JSON. They are stored like
-            `env`.
+            writes them, quoted for a shell, CSV or SQL, and within base64; shorter ones also in
+            JSON. They are stored like `env`.
         umask: The command's umask, from 0 to 0o777; None: the current one of this process.
         shell: Run `argv`, one string, with `/bin/sh -c`.
         stop_signal: The first signal of a stop or a time-out: a signal, its number or its

@@ -3,8 +3,8 @@ Masks secret values in a stream of bytes, before anything reaches the disk.
 
 A value is masked literally and in the forms in which programs write it: as JSON at any depth
 of nesting and with any choice of escapes, as the `repr` of a text or of bytes, URL-encoded,
-and within base64. Escapes are decoded both in the stream and in the values, so no complete
-list of encoders is needed.
+quoted for a shell, CSV or SQL, and within base64. Escapes are decoded both in the stream and
+in the values, so no complete list of encoders is needed.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ _REST = (
 _ESCAPE = (
     rb"(?=[\\%\xc2\xc3])(?:"  # for speed: at nearly all positions only this is tried
     + _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
-    + rb"|u(" + _HEX + rb"{4})|u\{(" + _HEX + rb"{1,6})\}|U(" + _HEX + rb"{8})|x(" + _HEX + rb"{2})"
-    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _HEX + rb"{2}))"
+    + rb"|u(" + _HEX + rb"{4})|[ux]\{(" + _HEX + rb"{1,6})\}|U(" + _HEX + rb"{8})"
+    + rb"|x(" + _HEX + rb"{2})|([0-3][0-7]{2})|([abeEfnrtv0]))?"
+    + rb"|" + _PERCENT + rb"(" + _HEX + rb"{2}))"
 )  # fmt: skip
 # The groups of `_ESCAPE`.
 _LEADS, _RESTS, _PAIR, _OCTALS, _LETTER = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10), (3, 7, 15), 16
 #: An incomplete escape at the end of the data.
 _PART = (
-    rb"(?:" + _RUN + rb"(?:u(?:" + _HEX + rb"{0,3}|\{" + _HEX + rb"{0,6})|U" + _HEX + rb"{0,7}|x"
+    rb"(?:" + _RUN + rb"(?:[ux]\{" + _HEX + rb"{0,6}|u" + _HEX + rb"{0,3}|U" + _HEX + rb"{0,7}|x"
     + _HEX + rb"?|[0-3][0-7]?|" + _PERCENT + _HEX + rb"?)?|" + _PERCENT + _HEX + rb"?)"
 )  # fmt: skip
 _BEGINNING = (
@@ -60,9 +61,11 @@ _BEGINNING = (
     + rb")\Z"
 )  # fmt: skip
 _LETTERS = {
-    b"a": b"\a", b"b": b"\b", b"e": b"\x1b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t",
-    b"v": b"\v", b"0": b"\0",
+    b"a": b"\a", b"b": b"\b", b"e": b"\x1b", b"E": b"\x1b", b"f": b"\f", b"n": b"\n", b"r": b"\r",
+    b"t": b"\t", b"v": b"\v", b"0": b"\0",
 }  # fmt: skip
+#: A quote, and how a shell, CSV or SQL writes it within quotes.
+_QUOTES = ((b"'", b"'\\''"), (b"'", b"'\"'\"'"), (b"'", b"''"), (b'"', b'""'))
 
 
 class Values:
@@ -88,7 +91,11 @@ class Values:
             else:
                 # A backslash before a value that begins with `n` decodes to a line end, and a
                 # percent sign before one that begins with `ba` to a byte. Search these, too.
-                bare |= {text, *(self._unescape(one + value)[0] for one in (b"\\", b"%"))}
+                bare |= {
+                    self._unescape(before + form)[0]
+                    for form in _as_quoted(value)
+                    for before in (b"", b"\\", b"%")
+                }
         self._plain, self._bare, self._both = _Finder(plain), _Finder(bare), _Finder(plain | bare)
         self._has_forms = bool(bare)
 
@@ -385,6 +392,18 @@ def _as_json(value: bytes) -> set[bytes]:
                             for at in range(0, len(units), 2)
                         ]
                 forms.add("".join(words).encode("utf-8", "surrogateescape"))
+    return forms
+
+
+def _as_quoted(value: bytes) -> set[bytes]:
+    """Return a value, and how it is written within quotes; a quote at its end stays single."""
+    forms = {value}
+    for quote, written in _QUOTES:
+        # Or the quote that ends a JSON string would be taken for a part of the value.
+        middle = value.strip(quote)
+        begin = value.find(middle)
+        end = begin + len(middle)
+        forms.add(value[:begin] + middle.replace(quote, written) + value[end:])
     return forms
 
 

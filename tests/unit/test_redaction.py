@@ -65,6 +65,9 @@ JSON = {
     "json in json in json": lambda text: json.dumps(json.dumps(json.dumps(text)))[7:-7],
     "json, all escaped": as_units,
 }
+SHELL_ESCAPES = str.maketrans(
+    {"'": "\\'", "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1b": "\\E"}
+)
 FORMS = {
     "as it is": str,
     **JSON,
@@ -87,12 +90,30 @@ FORMS = {
     "hexadecimal": with_every_letter("\\x%02x"),
     "octal": with_every_letter("\\%03o"),
     "braces": lambda text: "".join(f"\\u{{{ord(one):x}}}" for one in text),
+    "braces of Perl": lambda text: "".join(f"\\x{{{ord(one):x}}}" for one in text),
+    "escapes of a shell": lambda text: text.translate(SHELL_ESCAPES),
     "what the terminal lacks": lambda text: text.encode("ascii", "backslashreplace").decode(),
 }
 #: How many bytes at both ends of a value are each followed by a cut: any escape is shorter.
 EDGE = 14
 #: They escape letters and digits as well.
-ALL_ESCAPED = ("json, all escaped", "url, all escaped", "hexadecimal", "octal", "braces")
+ALL_ESCAPED = (
+    "json, all escaped",
+    "url, all escaped",
+    "hexadecimal",
+    "octal",
+    "braces",
+    "braces of Perl",
+)
+
+
+#: How a quote is written within quotes.
+QUOTED = {
+    "trace of a shell": ("'", "'\\''"),
+    "shlex.quote": ("'", "'\"'\"'"),
+    "SQL": ("'", "''"),
+    "CSV": ('"', '""'),
+}
 
 
 def whole(values, data):
@@ -133,6 +154,33 @@ def test_a_value_is_masked_in_the_form_that_a_program_writes(form, secret):
         assert in_pieces(values, [data[:cut], data[cut:]]) == masked
     size = 1 if len(data) < 999 else 97
     assert in_pieces(values, [data[at : at + size] for at in range(0, len(data), size)]) == masked
+
+
+@every(
+    form=QUOTED,
+    around=["as it is", "json", "url", "repr"],
+    secret=[*SECRETS, "it's", "'quoted', \"too\"", "a''b\"\"c", "'" * 8],
+)
+def test_a_value_with_quotes_is_masked_within_quotes(form, around, secret):
+    """All of it but quotes at its ends, which may be those around it."""
+    values = Values([secret.encode()])
+    quote, written = QUOTED[form]
+    data = FORMS[around](f"login {quote}{secret.replace(quote, written)}{quote} end").encode()
+    masked = whole(values, data)
+
+    if secret.strip(quote) and len(secret) >= 6:
+        left = masked.decode().replace("***", "", 1)
+        assert re.sub(r"""[\\'" ]|%[0-9A-F]{2}""", "", left) == "loginend", left
+    for cut in cuts(data, data) if len(data) < 99 else ():
+        assert in_pieces(values, [data[:cut], data[cut:]]) == masked
+
+
+@every(form=JSON)
+def test_quote_at_the_end_of_json_stays(form):
+    """A value that ends with a quote is followed by another one, which is not a part of it."""
+    for secret in ('"secret', 'secret"', '"s"cret"', "'secret'"):
+        data = b'{"password": "' + JSON[form](secret).encode() + b'"}'
+        assert whole(Values([secret.encode()]), data) == b'{"password": "***"}'
 
 
 @every(form=FORMS)
