@@ -234,14 +234,14 @@ def scripted(jobs, database):
 def statements(monkeypatch):
     """Return what SQLite executes, for managers that are made behind this."""
     seen = []
-    connect = Database._connect
+    connect = Database.new_connection
 
     def traced(self):
         connection = connect(self)
         connection.set_trace_callback(seen.append)
         return connection
 
-    monkeypatch.setattr(Database, "_connect", traced)
+    monkeypatch.setattr(Database, "new_connection", traced)
     return seen
 
 

@@ -292,8 +292,8 @@ def test_the_numbers_are_those_of_the_code():
         "up to 1 MiB of arguments": call.MOST_ARGUMENT_BYTES == 2**20,
         "returns up to 4 MiB": result_file.LARGEST == 4 * 2**20,
         "`Command.linger` seconds later, 2 by default": DEFAULT_LINGER == 2,
-        "still run a second after its end get SIGTERM": termination._PAUSE == 1,
-        "A process that no SIGKILL ends within 10 seconds": termination._KILL_FOR == 10,
+        "still run a second after its end get SIGTERM": termination.PAUSE == 1,
+        "A process that no SIGKILL ends within 10 seconds": termination.KILL_FOR == 10,
         "starts 10 seconds later": Retries(1).delay == 10,
         "10, 20, 40 seconds and so on, up to an hour": (
             [delay_after(Retries(99), attempt, UUID(int=0)) for attempt in (1, 2, 3, 99)]

@@ -2,7 +2,8 @@
 CLI: the entry point of the command line.
 
 The commands need the extra `cli`. This module does not, so that without the extra the user
-gets one clear line instead of a traceback.
+gets one clear line instead of a traceback. The program `jobcore` imports it, and no other package
+does. It runs in the process of a command, in its main thread. Internal.
 """
 
 from __future__ import annotations

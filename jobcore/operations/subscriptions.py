@@ -63,23 +63,23 @@ class Notifier(Observer, ForkAware):
     returned. The notifier's thread calls the callbacks, one after the other.
     """
 
-    _change_lock: Lock  # held during each change of the subscriptions
+    change_lock: Lock  # held during each change of the subscriptions
     _all_delivered: Condition  # notified when the queue becomes empty
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._on_end: Callable[[], None] | None = None  # called at the end of the thread
-        self._loop = Loop("jobcore-notifier", self._turn, self._end)
+        self.loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._deadline: float | None = None  # by the monotonic clock; set by `drain`
         self._reset()
         GATE.watch(self)
 
     def _reset(self) -> None:
-        self._change_lock = Lock()
+        self.change_lock = Lock()
         self._all_delivered = Condition()
         #: Each entry with the subscriptions at the time of its commit.
-        self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
+        self.queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
         self._entries: list[Entry] = []
         self._newest = 0  # the id of the last entry that was delivered
@@ -99,16 +99,16 @@ class Notifier(Observer, ForkAware):
 
         def end() -> None:
             subscription.ended = True
-            with self._change_lock:
+            with self.change_lock:
                 self._subscriptions = tuple(one for one in self._subscriptions if not one.ended)
                 if not self._subscriptions:
                     self._database.stop_observing()
 
-        with self._change_lock:
+        with self.change_lock:
             self._subscriptions += (subscription,)
         try:
             self._database.observe(self)
-            self._loop.start()
+            self.loop.start()
         except BaseException:
             end()
             raise
@@ -118,19 +118,19 @@ class Notifier(Observer, ForkAware):
         """Wait for the delivery of committed events, `CLOSE_PATIENCE` from the first call on."""
         if self._deadline is None:
             self._deadline = time.monotonic() + CLOSE_PATIENCE
-        if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
-            while self._queue and (left := self._deadline - time.monotonic()) > 0:
-                self._all_delivered.wait(lambda: not self._queue, left)
+        if not self.loop.is_inside():  # a callback that closes the manager cannot wait for itself
+            while self.queue and (left := self._deadline - time.monotonic()) > 0:
+                self._all_delivered.wait(lambda: not self.queue, left)
 
     @property
     def has_thread(self) -> bool:
         """Whether the thread runs in this process."""
-        return self._loop.runs
+        return self.loop.runs
 
     def close_without_waiting(self, on_end: Callable[[], None]) -> None:
         """Close without waiting, for a finalizer: deliver what is committed, then call `on_end`."""
         self._on_end = on_end
-        self._loop.end_without_waiting()
+        self.loop.end_without_waiting()
 
     def mute(self) -> None:
         """End all subscriptions; events that are committed but not delivered are dropped."""
@@ -140,7 +140,7 @@ class Notifier(Observer, ForkAware):
     def close(self) -> None:
         """Deliver what is committed, as `drain` does, and end; a second call is harmless."""
         self.drain()
-        self._loop.close(max((self._deadline or 0.0) - time.monotonic(), 0))
+        self.loop.close(max((self._deadline or 0.0) - time.monotonic(), 0))
 
     # --- the transactions of this process -----------------------------------------
 
@@ -167,13 +167,13 @@ class Notifier(Observer, ForkAware):
         if self._entries:
             subscriptions = self._subscriptions
             # If Ctrl-C makes this run twice, entries are queued twice; their ids distinguish them.
-            self._queue.extend([(entry, subscriptions) for entry in self._entries])
+            self.queue.extend([(entry, subscriptions) for entry in self._entries])
             try:
-                self._loop.start()  # a forked child has no thread yet
+                self.loop.start()  # a forked child has no thread yet
             except SpawnError as error:
                 # The commit stands. The events are delivered together with later ones.
                 telemetry.event(logging.ERROR, "events delayed", error=str(error))
-            self._loop.wake()
+            self.loop.wake()
             self._entries = []
 
     @property
@@ -195,13 +195,13 @@ class Notifier(Observer, ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Leave the thread and its queue to the parent; keep the subscriptions."""
-        self._loop.forget()
+        self.loop.forget()
         self._reset()
 
     # --- the thread ---------------------------------------------------------------
 
     def _turn(self) -> None:
-        self._loop.wait((), None)
+        self.loop.wait((), None)
         self._deliver_all()
 
     def _end(self) -> None:
@@ -213,7 +213,7 @@ class Notifier(Observer, ForkAware):
                 on_end()
 
     def _deliver_all(self) -> None:
-        queue = self._queue
+        queue = self.queue
         while queue and not self._is_late():
             entry, subscriptions = queue[0]
             try:

@@ -104,7 +104,9 @@ class Database(locks.ForkAware):
                 raise NotAJobcoreDatabase(f"there is no database {self.path}")
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
-        self.readers = Readers(self.path, self, self._connect, self._renew, self.close_connections)
+        self.readers = Readers(
+            self.path, self, self.new_connection, self._renew, self.close_connections
+        )
         self.typed_errors = self.readers.typed_errors
         self.require_same_file = self.readers.require_same_file
         self.version = self.readers.version
@@ -114,7 +116,7 @@ class Database(locks.ForkAware):
         self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
         self.writer = Writer(self)
-        self.checkpointer = Checkpointer(self.path, self._connect)
+        self.checkpointer = Checkpointer(self.path, self.new_connection)
         self._reset()
         locks.GATE.watch(self)
         try:
@@ -199,7 +201,7 @@ class Database(locks.ForkAware):
         """Write a complete and compact copy into an empty file, while others read and write."""
         self._require_usable()
         with Use(self.readers), self.typed_errors():
-            connection = self._connect()  # VACUUM works in no transaction
+            connection = self.new_connection()  # VACUUM works in no transaction
             try:
                 connection.execute("VACUUM INTO ?", (path,))
             finally:
@@ -380,7 +382,8 @@ class Database(locks.ForkAware):
 
         return dialect.make_engine(partial(_connect_for, weakref.ref(self)))
 
-    def _connect(self) -> SqliteConnection:
+    def new_connection(self) -> SqliteConnection:
+        """Return a new connection of the driver, which the caller closes."""
         if self.readers.identity in _UNSAFE:
             raise StoreError(
                 f"{self.path}: this process was forked in the middle of a transaction; "
@@ -398,7 +401,7 @@ class Database(locks.ForkAware):
         schema.check(self.path, identity)
         if identity == schema.EMPTY and not create:
             raise NotAJobcoreDatabase(f"{self.path} is empty: it holds no database yet")
-        connection = self._connect()
+        connection = self.new_connection()
         try:
             schema.open_or_make(connection, self.path, self.busy_timeout, runs_jobs=self._runs_jobs)
             permissions.make_private(self.path)  # not before it is accepted
@@ -566,4 +569,4 @@ def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:
     database = reference()
     if database is None:
         raise StoreError("the database was dropped")
-    return database._connect()  # noqa: SLF001 - a part of it
+    return database.new_connection()

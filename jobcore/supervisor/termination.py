@@ -17,12 +17,12 @@ else:
     import _signal
 
 # All in seconds.
-_KILL_FOR = 10.0  # processes that survive SIGKILL so long are recorded, and not waited for
-_KILL_ROUND = 0.002  # between two rounds of SIGKILL, each of which may reveal new orphans
+KILL_FOR = 10.0  # processes that survive SIGKILL so long are recorded, and not waited for
+KILL_ROUND = 0.002  # between two rounds of SIGKILL, each of which may reveal new orphans
 _SHUTDOWN_LAG = 0.05  # signalling a whole group of processes takes a moment
-_LIST_RETRY = 0.05  # before another try, if no descriptor is free to list the processes
-_PAUSE = 1.0  # remaining processes have so long to end by themselves before SIGTERM
-_PAUSE_IN_STOP = 0.25  # the same, if a stop has ended the command
+LIST_RETRY = 0.05  # before another try, if no descriptor is free to list the processes
+PAUSE = 1.0  # remaining processes have so long to end by themselves before SIGTERM
+PAUSE_IN_STOP = 0.25  # the same, if a stop has ended the command
 
 _NAMES_IN_LINE = 100
 _MOST_NAMES = 1000  # a process that keeps forking can create any number
@@ -109,7 +109,7 @@ class Termination:
         if self.complete:
             return now
         if self._killing_since is not None:
-            return now + _KILL_ROUND
+            return now + KILL_ROUND
         due = now + longest
         if self._kill_at is not None:
             due = min(due, self._kill_at)
@@ -119,7 +119,7 @@ class Termination:
             due = min(due, self._rest_at)
         sigterm_at = self._sigterm_all_at()
         if sigterm_at is not None:
-            due = min(due, sigterm_at if sigterm_at > now else now + _LIST_RETRY)
+            due = min(due, sigterm_at if sigterm_at > now else now + LIST_RETRY)
         return due
 
     def note_main_end(self, now: float, reason: str | None) -> None:
@@ -143,9 +143,9 @@ class Termination:
             self._main_end = f"was ended by {_name_of(os.WTERMSIG(status))}"
         # Wait a moment: processes that read the command's output, such as `tee`, end by themselves.
         if self._term_at is None or self._kill_at is None:
-            self._rest_at = now + min(_PAUSE, self._linger / 2)
+            self._rest_at = now + min(PAUSE, self._linger / 2)
         else:
-            self._rest_at = now + min(_PAUSE_IN_STOP, (self._kill_at - now) / 4)
+            self._rest_at = now + min(PAUSE_IN_STOP, (self._kill_at - now) / 4)
 
     def advance(self, now: float) -> None:
         """
@@ -264,7 +264,7 @@ class Termination:
         killed: list[str] = []
         try:
             killed = self._tree.kill()
-            is_late = self._killing_since is not None and now - self._killing_since > _KILL_FOR
+            is_late = self._killing_since is not None and now - self._killing_since > KILL_FOR
             unreaped = tuple(children()) if is_late else ()
         except OSError:
             # They cannot be listed now, and only the group was killed. The others must get SIGKILL

@@ -1,7 +1,8 @@
 """
 Testing: tools with which a host tests how it handles everything that can happen to its jobs.
 
-`import jobcore` does not import it.
+`import jobcore` does not import it. Tests import it, and jobcore's pytest plugin. It runs in the
+process of a test, in any thread; a `ScriptedExecutor` has a thread of its own.
 """
 
 from jobcore.embedding import failpoints

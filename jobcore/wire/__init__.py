@@ -1,7 +1,8 @@
 """
 Wire: jobs, logs and errors in the forms in which a host sends them over a network.
 
-It does no I/O; any web framework can send what these functions return.
+It does no I/O; any web framework can send what these functions return. Services, the manager
+and the command line import it. It runs in the thread or event loop that handles a request.
 
 Attributes:
     HAL_TYPE: The media type of the results of the functions `*_to_hal`.

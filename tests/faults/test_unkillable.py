@@ -32,7 +32,7 @@ def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeyp
     monkeypatch.setattr(ScriptedProcesses, "kill", lambda _: [])
     monkeypatch.setattr(termination, "children", lambda: [4242])
     monkeypatch.setattr(
-        termination, "_KILL_ROUND", 0.5
+        termination, "KILL_ROUND", 0.5
     )  # twenty vain kills are as good as thousands
     clock = ManualClock()
     script = Script(["extract"], hangs=True, ignores_term=True)

@@ -240,7 +240,7 @@ async def test_wrong_event_arguments_raise(jobs):
 async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch):
     """Every statement and every job directory is another thread's affair."""
     touched = []
-    connect, open_directory = Database._connect, job_directory.open_directory
+    connect, open_directory = Database.new_connection, job_directory.open_directory
 
     def traced(self):
         connection = connect(self)
@@ -251,7 +251,7 @@ async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch)
         touched.append((threading.get_ident(), name))
         return open_directory(name, **options)
 
-    monkeypatch.setattr(Database, "_connect", traced)
+    monkeypatch.setattr(Database, "new_connection", traced)
     require_root = Directories.require_root
 
     def required(self):

@@ -33,7 +33,7 @@ from tests.transactions import transaction
 
 def all_told(jobs):
     """Wait until nothing is to be told any more."""
-    until(lambda: not parts(jobs).notifier._queue, "the last callback")
+    until(lambda: not parts(jobs).notifier.queue, "the last callback")
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def test_event_delivered_during_ctrl_c_is_delivered_once(jobs, monkeypatch, name
     with collected(jobs) as got:
         jobs.create_job("TASK")
         all_told(jobs)
-        interrupt_once(monkeypatch, parts(jobs).notifier._loop, name, behind=behind)
+        interrupt_once(monkeypatch, parts(jobs).notifier.loop, name, behind=behind)
         jobs.submit_many([["true"]] * 3)
         all_told(jobs)
 
@@ -616,7 +616,7 @@ def test_forked_child_gets_its_own_events(jobs):
 
     end = jobs.subscribe(callback)
     jobs.create_job("TASK")
-    until(lambda: parts(jobs).notifier._queue, "the callback")
+    until(lambda: parts(jobs).notifier.queue, "the callback")
     forked = Child(child)
     seen, theirs, pid = forked.result()
     jobs.create_job("TASK")
@@ -654,7 +654,7 @@ def test_fork_during_a_subscription_does_not_block_the_child(jobs):
     got = []
 
     def hold():
-        with parts(jobs).notifier._change_lock:
+        with parts(jobs).notifier.change_lock:
             held.set()
             assert go.wait(PATIENCE)
 

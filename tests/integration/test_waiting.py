@@ -147,9 +147,9 @@ def test_drain_with_unclaimable_jobs_reads_the_queue_once(jobs, database):
             ),
             "the look at the queue after the last commit",
         )
-        dispatcher._queue.is_empty = lambda: pytest.fail("the queue was read again")
+        parts(stuck).queue.is_empty = lambda: pytest.fail("the queue was read again")
         again = [dispatcher.is_idle() for _ in range(5)]
-        del dispatcher._queue.is_empty
+        del parts(stuck).queue.is_empty
         jobs.cancel_job(job.id)
 
         assert again == [False] * 5

@@ -193,7 +193,7 @@ def watched_copy(original, folder, *, analyzed):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("ANALYZE")
     counter = Counter()
-    connect = Database._connect
+    connect = Database.new_connection
 
     def watch(self):
         connection = connect(self)
@@ -201,7 +201,7 @@ def watched_copy(original, folder, *, analyzed):
         return connection
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Database, "_connect", watch)
+        patch.setattr(Database, "new_connection", watch)
         with JobManager(path, slots=0, clock=ManualClock()) as jobs:
             yield jobs, counter
 

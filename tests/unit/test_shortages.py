@@ -207,7 +207,7 @@ def test_last_call_is_repeated_soon(ending):
     made.set_timeout(0.0, 1.0)
     made.advance(1.0)
     made.advance(1.5)
-    assert (tree.asked, made.due(1.5, 5.0)) == (1, 1.5 + termination._LIST_RETRY)
+    assert (tree.asked, made.due(1.5, 5.0)) == (1, 1.5 + termination.LIST_RETRY)
     tree.short = False
     made.advance(1.6)
     made.advance(1.7)
