@@ -119,17 +119,17 @@ class Command:
             )
         if self.stdout_to is not None:
             put(self, "separate_streams", True)
+        put(self, "stop_signal", _checked_signal(self.stop_signal))
+        put(self, "redact", _checked_redact(self.redact))
+        if self.umask is None:
+            put(self, "umask", current_umask())
         put(self, "timeout", checked_timeout(self.timeout))
         put(self, "grace", checked_grace(self.grace))
-        put(self, "stop_signal", _checked_signal(self.stop_signal))
         put(self, "linger", checks.seconds(self.linger, "linger", error=CommandError))
-        put(self, "redact", _checked_redact(self.redact))
         if self.output_limit is not None:
             limit, most = self.output_limit, checks.LARGEST_INTEGER
             checks.integer(limit, "output_limit", 0, most, CommandError)
         checks.one_of(self.stop_scope, "stop_scope", ("main", "group"), CommandError)
-        if self.umask is None:
-            put(self, "umask", current_umask())
         checks.integer(self.umask, "umask", 0, 0o777, CommandError)
         # Serializing it costs more than all else here, and is needed only if it might be too large.
         if self._text_size() > MOST_BYTES // 16 and len(self.to_json()) > MOST_BYTES:

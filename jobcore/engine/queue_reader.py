@@ -19,7 +19,7 @@ from jobcore.engine.postponement import Postponement
 from jobcore.storage import pipelines, queue
 from jobcore.storage.damage import read_each
 from jobcore.storage.database import Database
-from jobcore.storage.limits import Room
+from jobcore.storage.limits import UNLIMITED
 from jobcore.storage.transitions import Run
 
 #: How many jobs `first` returns.
@@ -92,7 +92,7 @@ class QueueReader:
 
     def has_paused(self) -> bool:
         """Tell whether any job waits, even if it is paused. Any thread may call this."""
-        return bool(self._find(1, room=Room({})))
+        return bool(self._find(1, room=UNLIMITED))
 
     def next_due(self) -> int | None:
         """Return when the next job that is not yet due becomes due. Any thread may call this."""
@@ -121,21 +121,25 @@ class QueueReader:
     def _read(
         self, connection: Connection, numbers: Sequence[int]
     ) -> list[tuple[Row[Any], Row[Any] | None]]:
-        found: dict[int, Row[Any]] = {}
+        def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
+            return [
+                (
+                    row,
+                    None
+                    if row.pipeline_id is None
+                    else pipelines.find_pipeline(connection, row.pipeline_id),
+                )
+                for row in queue.row_of(connection, number)
+            ]
+
+        found: list[tuple[Row[Any], Row[Any] | None]] = []
         length = 0
-        for row in queue.rows_of(connection, numbers, self._postpone):
-            found[row.number] = row
+        for row, pipeline in read_each(numbers, with_pipeline, self._postpone) if numbers else ():
+            found.append((row, pipeline))
             length += len(row.command or "")
             if length >= MOST_TEXT:
                 break
-
-        def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-            row, pipeline_id = found[number], found[number].pipeline_id
-            if pipeline_id is None:
-                return [(row, None)]
-            return [(row, pipelines.find_pipeline(connection, pipeline_id))]
-
-        return list(read_each(found, with_pipeline, self._postpone))
+        return found
 
     def pass_over(self, number: int) -> None:
         """Leave out a job for a moment, because another process starts or changes it."""

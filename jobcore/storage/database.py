@@ -184,7 +184,8 @@ class Database(locks.ForkAware):
         except DatabaseCorrupt as error:
             raise unchangeable(about, error) from error
         finally:
-            self._log_late_events()
+            if self.late_events:
+                self._log_late_events()
 
     def savepoint(
         self, connection: Connection, failed: list[tuple[T, Exception]], what: T

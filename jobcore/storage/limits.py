@@ -67,6 +67,10 @@ class Room:
                     self._left[scope] -= 1
 
 
+#: Nothing is limited. It may be shared, because nothing is taken from it.
+UNLIMITED = Room({})
+
+
 def scopes_of(kind: str, group: str | None) -> list[tuple[str, str]]:
     """Return the scopes that a job of this type and group belongs to."""
     scopes = [(FILE, ""), (TYPE, kind)]

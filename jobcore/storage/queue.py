@@ -320,10 +320,11 @@ class _Kinds(NamedTuple):
     parts: list[tuple[str | None, str, dict[str, bool]]]
 
 
-def _kinds(connection: Connection, types: Iterable[str], now: int, claimant: str | None) -> _Kinds:
+def _kinds(connection: Connection, types: Sequence[str], now: int, claimant: str | None) -> _Kinds:
     limited = batched = 0
     each: list[tuple[str | None, str, dict[str, bool]]] = []
-    for part in in_parts(types, PROBED):
+    for begin in range(0, len(types), PROBED):
+        part = types[begin : begin + PROBED]
         values: dict[str, Any] = {f"type{number}": kind for number, kind in enumerate(part)}
         for owner in dict.fromkeys((None, claimant)):
             (limited, batched, _), *rows = _probe(len(part))(
@@ -349,7 +350,8 @@ def in_order(
     Args:
         claimant: The owner whose reserved jobs are included.
     """
-    return _in_order(connection, _kinds(connection, types, now, claimant), now, room, PAGE)
+    kinds = _kinds(connection, tuple(types), now, claimant)
+    return _in_order(connection, kinds, now, room, PAGE)
 
 
 def _in_order(
@@ -399,7 +401,7 @@ def claimable(
     """
     kinds = _kinds(connection, types, now, claimant)
     if room is None:
-        room = limits.room(connection, counted=counted) if kinds.limits else Room({})
+        room = limits.room(connection, counted=counted) if kinds.limits else limits.UNLIMITED
     page = min(PAGE, limit + len(without)) if only is None else PAGE
     order = _in_order(connection, kinds, now, room, page)
     if only is not None:
@@ -476,7 +478,12 @@ def rows_of(
 
     They are read one by one, so that the commands of many jobs are not in memory together.
     """
-    return read_each(numbers, lambda number: _ROW.rows(connection, of=number), failed)
+    return read_each(numbers, lambda number: row_of(connection, number), failed)
+
+
+def row_of(connection: Connection, number: int) -> list[Row[Any]]:
+    """Return the job with this number, in a list that is empty if it is gone."""
+    return _ROW.rows(connection, of=number)
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
@@ -221,7 +221,7 @@ class SpareConnections:
             or connection.closed
             or connection.invalidated
             or connection.in_transaction()
-            or driver_of(connection).in_transaction
+            or connection.driver.in_transaction  # type: ignore[attr-defined]  # of `dialect`
         ):
             slot.drop()
         else:
@@ -283,9 +283,12 @@ def end(connection: Connection, *, commit: bool) -> None:
     joined = connection.get_transaction()
     if joined is not None:  # also after a failed commit: then only a rollback is possible
         joined.commit() if commit else joined.rollback()
-    driver = driver_of(connection)
+    driver: Any = connection.driver  # type: ignore[attr-defined]  # of `dialect`
     if driver.in_transaction:
         driver.commit() if commit else driver.rollback()
+
+
+_DATA_VERSION = "PRAGMA data_version"
 
 
 class ChangeCounter:
@@ -309,6 +312,7 @@ class ChangeCounter:
         self._last = 0.0  # monotonic time of the last of them
         self._looked = (0.0, 0)  # monotonic time of the last poll, and the version it saw
         self._watch: SqliteConnection | None = None
+        self._cursor: sqlite3.Cursor | None = None  # of the polling connection
         self._base = 0  # added to the data_version of the polling connection
 
     def known_version(self, within: float) -> int | None:
@@ -326,16 +330,27 @@ class ChangeCounter:
         """Poll the file and return its version, which differs after every commit."""
         with self._looking:
             now = time.monotonic()  # before the poll, so that a later commit makes it stale
-            watch = self._watch or self._open_watch()
-            (number,) = watch.execute("PRAGMA data_version").fetchone()
+            cursor = self._cursor or self._open_cursor()
+            try:
+                ((number,),) = cursor.execute(_DATA_VERSION).fetchall()
+            except BaseException:
+                self._cursor = None
+                cursor.close()  # an interrupted statement would keep its snapshot
+                raise
             self._version = self._base + number
             self._looked = now, self._version
             return self._version
 
     @handed_over
+    def _open_cursor(self) -> sqlite3.Cursor:
+        watch = self._watch or self._open_watch()
+        cursor: sqlite3.Cursor = watch.cursor()
+        self._cursor = cursor
+        return cursor
+
     def _open_watch(self) -> SqliteConnection:
         watch = self._connect()
-        (number,) = watch.execute("PRAGMA data_version").fetchone()
+        (number,) = watch.execute(_DATA_VERSION).fetchone()
         # Each connection has its own data_version. After a fork there may have been
         # commits, so this starts with a version that was never returned before.
         self._base = self._version + 1 - number
@@ -356,6 +371,7 @@ class ChangeCounter:
         """Close the polling connection; the next poll opens a new one."""
         with self._looking:
             self._looked = (0.0, 0)  # so that waiters poll again, and notice a close or a fork
+            self._cursor = None
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None

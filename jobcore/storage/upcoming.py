@@ -12,7 +12,7 @@ from itertools import islice
 from sqlalchemy import Connection, bindparam, select, text
 
 from jobcore.storage import queue
-from jobcore.storage.limits import Room, as_text
+from jobcore.storage.limits import UNLIMITED, as_text
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import IS_QUEUED, job
 
@@ -39,7 +39,7 @@ def upcoming(connection: Connection, *, now: int, limit: int) -> list[int]:
     time. Jobs that are reserved, and those that wait for others, are not among them.
     """
     types = [as_text(kind) for (kind,) in _TYPES(connection)]
-    ready = queue.in_order(connection, types=types, now=now, room=Room({}), claimant=None)
+    ready = queue.in_order(connection, types=types, now=now, room=UNLIMITED, claimant=None)
     found = [one.number for one in islice(ready, limit)]
     most = limit - len(found)
     if most:
