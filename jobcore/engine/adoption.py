@@ -26,8 +26,6 @@ class Adoption:
     Adopting a job changes no row: any process may import and settle it, as before.
 
     Args:
-        database: Where the jobs are stored.
-        directories: Where their locks are.
         enabled: False: adopt nothing, for a manager that runs only its own jobs.
 
     Attributes:

@@ -26,8 +26,6 @@ class Expiry:
     A claim never starts an expired job, so it does not matter how soon this is called.
 
     Args:
-        database: Where the jobs are stored.
-        clock: Tells the time.
         postponed: Remembers the jobs that could not be cancelled.
     """
 

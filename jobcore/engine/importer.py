@@ -178,14 +178,7 @@ def _store_values(connection: Connection, content: NewContent) -> None:
 
 
 class Importer:
-    """
-    Imports job directories into the database.
-
-    Args:
-        database: The destination.
-        directories: The source.
-        clock: Tells the time.
-    """
+    """Imports job directories into the database."""
 
     def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
         self._database = database

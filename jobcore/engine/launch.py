@@ -180,9 +180,6 @@ class Launch:
     Prepares starts.
 
     Args:
-        database: Where the jobs are stored.
-        directories: Where the job directories are made.
-        clock: Tells the time.
         executors: By job type.
     """
 

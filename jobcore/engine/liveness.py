@@ -38,8 +38,6 @@ class Liveness:
     What one dispatcher has failed to do, for threads that wait. Any thread may use it.
 
     Args:
-        dispatcher: Runs the jobs.
-        directories: The job directories.
         ownership: Names this process, whose reserved jobs it may claim.
         queue: The jobs that the dispatcher could claim.
         postponed: Remembers its failures.

@@ -236,12 +236,7 @@ _LOCKS = _Locks()
 
 
 class Ownership:
-    """
-    Names this process as an owner of jobs, and tells whether other owners are alive.
-
-    Args:
-        directories: Where the lock files are.
-    """
+    """Names this process as an owner of jobs, and tells whether other owners are alive."""
 
     def __init__(self, directories: Directories) -> None:
         self.directories = directories

@@ -37,7 +37,6 @@ class QueueReader:
     The QUEUED jobs that a manager could claim, those of the highest priority first.
 
     Args:
-        database: Where they are stored.
         clock: Tells which are due.
         types: Only jobs of these types.
         ownership: Names this process, whose reserved jobs it may claim.

@@ -61,12 +61,6 @@ class Recovery:
     Brings the rows of jobs up to date with the job directories.
 
     Args:
-        database: Where the rows are.
-        directories: Where supervisors write what has happened.
-        importer: Copies directories into the database.
-        stopper: Delivers stop requests to supervisors.
-        remover: Continues unfinished deletions.
-        clock: Tells the time.
         ownership: Tells which owners are alive.
         postponed: Remembers failures: of a job, by its number.
     """

@@ -150,9 +150,6 @@ class Remover:
     If the process is killed in between, another manager continues.
 
     Args:
-        database: Where the rows are.
-        directories: The job directories.
-        clock: Tells the time.
         postponed: Remembers the jobs that could not be removed, by number.
     """
 

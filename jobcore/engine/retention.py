@@ -24,11 +24,6 @@ class RetentionChore:
     Removes jobs in small steps: each call removes some, and tells whether there are more.
 
     Several managers may do this at once; each job is removed by one of them.
-
-    Args:
-        database: Where the jobs are stored.
-        remover: Removes jobs with their logs and directories.
-        clock: Tells the time.
     """
 
     def __init__(self, database: Database, remover: Remover, clock: Clock) -> None:

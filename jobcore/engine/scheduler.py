@@ -79,8 +79,6 @@ class Scheduler:
     Takes the ticks of schedules.
 
     Args:
-        database: Where the pipelines are stored.
-        clock: Tells the time.
         postponed: Remembers the pipelines whose tick could not be taken; None: a new one.
     """
 

@@ -34,14 +34,7 @@ from jobcore.supervisor import NewerProtocol, job_directory
 
 
 class Stopper:
-    """
-    Asks jobs to stop.
-
-    Args:
-        database: Where stop requests are stored.
-        directories: Where supervisors look for them.
-        clock: Tells the time.
-    """
+    """Asks jobs to stop."""
 
     def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
         self._database = database

@@ -35,7 +35,6 @@ class Unresponsive:
     Watches the supervisors of running jobs, whichever process started them.
 
     Args:
-        directories: Where their records are.
         clock: Tells when they are overdue.
     """
 

@@ -66,14 +66,7 @@ class Applied(NamedTuple):
 
 
 class PipelineApplier:
-    """
-    Makes pipelines equal to a description.
-
-    Args:
-        database: Where they are stored.
-        clock: Tells the time.
-        operations: Writes pipelines.
-    """
+    """Makes pipelines equal to a description."""
 
     def __init__(self, database: Database, clock: Clock, operations: PipelineOperations) -> None:
         self._database = database

@@ -43,12 +43,7 @@ class BulkOperations:
     Changes many jobs. A job that another process changes first is left out.
 
     Args:
-        database: Where the jobs are stored.
-        clock: Tells the time.
-        listings: Reads the jobs that are returned.
         recovery: Brings RUNNING jobs up to date before they are stopped.
-        stopper: Stops them.
-        remover: Removes them.
         deleter: Waits for their ends before they are removed.
     """
 

@@ -146,13 +146,7 @@ class Waited:
 
 
 class CompletionWaiter:
-    """
-    Waits for many jobs at once.
-
-    Args:
-        database: Where the jobs are.
-        waiter: Looks into the directories of running jobs.
-    """
+    """Waits for many jobs at once."""
 
     def __init__(self, database: Database, waiter: Waiter) -> None:
         self._database = database
@@ -362,7 +356,6 @@ class Completions(AsyncIterator[Job]):
     nothing is held that must be closed.
 
     Args:
-        waiter: Does the steps, each in a thread.
         begin: Finds the jobs; it is called in a thread, at the first `anext()`.
         timeout: Seconds for the whole iteration, from the first `anext()` on.
         check: Called with jobs that are not final. It raises an error to end the iteration.

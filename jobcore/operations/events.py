@@ -56,7 +56,6 @@ class EventReader:
     Reads events.
 
     Args:
-        database: Where the history is stored.
         failed: Called with the id and the error of each event that cannot be read. Such
             events are left out.
     """

@@ -186,8 +186,6 @@ class Importer:
     Reads exports.
 
     Args:
-        database: Where the jobs are stored.
-        clock: Tells the time.
         workspace_id: The workspace of the jobs; None: the default one.
         with_pickles: Whether to store pickled results, too.
     """

@@ -24,7 +24,6 @@ class LimitOperations:
     Changes limits. Each change holds for every claim that is written after it.
 
     Args:
-        database: Where the limits are stored.
         clock: Tells since when something is paused.
     """
 

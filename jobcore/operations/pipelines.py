@@ -61,8 +61,6 @@ class PipelineOperations:
     Creates, changes and hides workspaces and pipelines.
 
     Args:
-        database: Where they are stored.
-        clock: Tells the time.
         executors: By job type. WORKSPACE_INIT and PIPELINE_CONFIG jobs are created only if
             there is an executor for them.
     """

@@ -24,7 +24,6 @@ class QueueChanges:
     Changes jobs.
 
     Args:
-        database: Where they are stored.
         clock: Tells the time from which seconds count.
     """
 

@@ -41,7 +41,6 @@ class BatchCreator:
     Creates batches of jobs.
 
     Args:
-        database: Where they are stored.
         ownership: Names this process, so that others can tell whether it is alive.
     """
 

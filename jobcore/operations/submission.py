@@ -42,9 +42,6 @@ class JobCreator:
     Creates jobs: each call in one transaction, unless there are very many.
 
     Args:
-        database: Where they are stored.
-        staging: Creates very many jobs.
-        clock: Tells the time.
         ownership: Names this process as the owner of reserved and started jobs.
     """
 

@@ -40,7 +40,6 @@ class _Block:
 
     Args:
         begin: Starts the job, and returns it.
-        operations: Writes log lines, progress and the end.
         waiter: Waits for a stop, in an event loop.
     """
 

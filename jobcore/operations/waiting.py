@@ -343,10 +343,6 @@ class Waiter:
 
     All waiting, in threads and in event loops, uses the steps `refresh`, `visit`, `search`,
     `read` and `look_for_unfinished`. Each blocks no longer than a few transactions.
-
-    Args:
-        database: Where jobs and lines are stored.
-        recovery: Brings them up to date.
     """
 
     def __init__(self, database: Database, recovery: Recovery) -> None:

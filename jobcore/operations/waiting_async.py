@@ -39,12 +39,7 @@ CHECK_PAUSE = 1.0
 
 
 class AsyncWaiter:
-    """
-    Waits for jobs in event loops.
-
-    Args:
-        waiter: Provides the steps.
-    """
+    """Waits for jobs in event loops."""
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
@@ -173,8 +168,6 @@ class Lines(AsyncIterator[LogLine]):
     terminates. Between two calls nothing is held that must be closed.
 
     Args:
-        awaiter: Waits for changes.
-        waiter: Reads lines.
         begin: Finds the job; it is called in a thread, at the first `anext()`.
         at: Returns the cursor of a reader of that job.
         timeout: Seconds for the whole iteration, from the first `anext()` on.

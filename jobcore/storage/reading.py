@@ -64,12 +64,7 @@ class Use:
 
 
 class Reading:
-    """
-    A read transaction.
-
-    Args:
-        readers: The register for it.
-    """
+    """A read transaction."""
 
     __slots__ = ("_readers", "_slot", "_spares", "_use")
 
@@ -445,11 +440,8 @@ class Readers:
         commits: Finds the commits of all processes.
 
     Args:
-        path: The path of the file.
         host: The database, for failpoints.
-        connect: Returns a new connection.
         renew: Reopens every connection once no other thread reads.
-        close_connections: Closes every connection.
     """
 
     spares: SpareConnections

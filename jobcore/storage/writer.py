@@ -119,12 +119,7 @@ class Change(Call[T]):
 
 
 class Writer:
-    """
-    Writes to one database.
-
-    Args:
-        target: The database.
-    """
+    """Writes to one database."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
