@@ -51,8 +51,14 @@ _MISSING = (
     errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT,
 )  # fmt: skip
 
-#: Signals that a supervisor ignores. A command must not inherit that. SIGTERM is handled.
-IGNORED = (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ)
+#: Signals that a supervisor ignores, because they would end it, and its job would be lost. They
+#: may be for all programs of a name or of a terminal. A command must not inherit that. SIGTERM
+#: is handled.
+IGNORED = (
+    _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ,
+    _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGALRM, _signal.SIGVTALRM, _signal.SIGPROF,
+    _signal.SIGIO, _signal.SIGPWR, _signal.SIGXCPU,
+)  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE = 436  # the same on every architecture but alpha

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobcore import JobManager
 from jobcore.embedding.locks import GATE
 from jobcore.engine import peer
 from jobcore.engine.launcher import ProcessLauncher
@@ -24,7 +25,7 @@ from jobcore.supervisor import frames, job_directory, process_tree, spawn
 from jobcore.supervisor.messages import ENDED, OUTPUT, STARTED
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
-from tests.processes import in_child, state, stop, until
+from tests.processes import PATIENCE, in_child, open_gate, state, stop, until
 
 pytestmark = pytest.mark.cold_supervisors
 
@@ -48,6 +49,24 @@ def test_exit_code_is_the_kernels(host, argv, code):
     assert run.exit.duration_ns == run.exit.ended_ns - run.exit.spawned_ns >= 0
     assert run.exit.cpu_us > 0
     assert run.exit.max_rss > 0
+
+
+def test_stray_signals_do_not_end_a_supervisor(database, tmp_path):
+    """Signals to all programs of a name or of a terminal: the job has its true end."""
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sh", "-c", f"echo begun; read line < {gate}; exit 3"])
+        next(jobs.follow(job.id))
+        directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
+        supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]
+        os.close(directory)
+        for number in spawn.IGNORED:
+            os.kill(supervisor, number)
+        open_gate(gate)
+        ended = jobs.wait(job.id, PATIENCE)
+
+    assert (ended.exit_code, ended.reason) == (3, "exited")
 
 
 def test_time_and_memory_are_those_of_all_processes(host):
