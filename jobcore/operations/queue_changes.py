@@ -32,14 +32,7 @@ class QueueChanges:
         self._clock = clock
 
     def update(self, job_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
-        """
-        Change a job, and return it; arguments that are `UNSET` change nothing.
-
-        Raises:
-            JobNotFound: No job has this id.
-            InvalidTransition: The job is not QUEUED, and more than `data` would change.
-            CommandError: A value is invalid.
-        """
+        """Change a job, and return it; arguments that are `UNSET` change nothing."""
         checked = _checked({name: one for name, one in changes.items() if one is not UNSET})
 
         def update(connection: Connection) -> Row[Any]:

@@ -78,15 +78,6 @@ class JobCreator:
 
         Returns:
             All columns of each job.
-
-        Raises:
-            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
-            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
-            DuplicateKey: Another job holds a key, and `on_conflict` is `raise`.
-            JobNotFound: A job waits for an unknown one.
-            ArgumentError: Jobs wait for each other in a cycle.
-            CommandError: A type or a name is not text that can be stored, or two of the jobs have
-                the same key.
         """
         _check(jobs)
         now = self._clock.now()
@@ -141,12 +132,6 @@ class JobCreator:
 
         Returns:
             All columns of the new job.
-
-        Raises:
-            JobNotFound: No job has this id.
-            InvalidTransition: The job is neither ERROR nor STOPPED, or has been retried already.
-            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
-            DuplicateKey: Another job holds the key.
         """
         from jobcore.storage import attempts  # noqa: PLC0415 - loaded by those who need it
 

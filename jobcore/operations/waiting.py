@@ -4,6 +4,9 @@ Waits for jobs, and reads their logs while they grow.
 A waiter wakes when there was a commit, and reads the tables only then. Between commits it
 looks only into the job directory, and imports what it finds there. So it works even if no
 other manager is alive.
+
+Whatever waits for a job or reads it raises JobDeleted if the job is deleted meanwhile, and
+WaitTimeout when its time is over.
 """
 
 from __future__ import annotations
@@ -475,12 +478,7 @@ class Waiter:
             )
 
     def read(self, cursor: Cursor) -> tuple[Sequence[Row[Any]], Cursor]:
-        """
-        Return a few segments from the cursor's line on, and the cursor after them.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
-        """
+        """Return a few segments from the cursor's line on, and the cursor after them."""
         with self._database.read() as connection:
             run = require(cursor.run, transitions.find(connection, cursor.run.number))
             segments = log_segments.segments_from(connection, run.number, cursor.sequence)
@@ -509,9 +507,6 @@ class Waiter:
             unfinished: The unfinished lines from before `run` was brought up to date. They
                 come last, unless they have become numbered lines of `run`.
             goal: The offset up to which the job had written before that.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
         """
         if run.supervised and run.spool_offset < goal:
             return self._imported_lines(run, sequence, limit, unfinished, goal)
@@ -557,9 +552,6 @@ class Waiter:
 
         Returns:
             None: All of it is imported, or no more can be imported now.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
         """
         if not run.supervised or run.spool_offset >= goal:
             return None
@@ -574,9 +566,6 @@ class Waiter:
 
         Args:
             unfinished, goal: As for `lines`.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
         """
         while fresh := self._import_some(run, goal):
             run = fresh
@@ -665,10 +654,6 @@ class Waiter:
             check: As for `wait`.
             unfinished: Whether to yield unfinished lines too, each time they have changed.
             on_wait: Called before each wait.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
-            WaitTimeout: `timeout` seconds are over.
         """
         deadline = Deadline(timeout)
         cursor = self.following(run, sequence, unfinished=unfinished)
@@ -709,9 +694,6 @@ class Waiter:
 
         Args:
             last: The line that it has received last.
-
-        Raises:
-            WaitTimeout: The time is over.
         """
         if deadline.over:
             raise deadline.error(cursor.in_words())
@@ -733,10 +715,6 @@ class Waiter:
             check: Called with the job at every look while it is not final. It raises an
                 error to end the wait.
             until: What to wait for instead: `is_final` or `has_started`.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
-            WaitTimeout: `timeout` seconds are over.
         """
         deadline = Deadline.of(timeout)
         cursor = self.waiting(run)
@@ -767,12 +745,7 @@ class Waiter:
         running: Callable[[], Sequence[Run]],
         timeout: float | None,
     ) -> None:
-        """
-        Block until `is_empty` is true and all jobs that `running` returns are final.
-
-        Raises:
-            WaitTimeout: `timeout` seconds are over.
-        """
+        """Block until `is_empty` is true and all jobs that `running` returns are final."""
         deadline = Deadline(timeout)
         while True:
             self.wait_for(is_empty, deadline, NOT_DRAINED)
@@ -788,12 +761,7 @@ class Waiter:
     def wait_for(
         self, condition: Callable[[], bool], timeout: float | Deadline | None, what: str
     ) -> None:
-        """
-        Block until `condition` is true. It is called again after every commit, and repeatedly.
-
-        Raises:
-            WaitTimeout: `timeout` seconds are over.
-        """
+        """Block until `condition` is true. It is called after every commit, and now and then."""
         deadline = Deadline.of(timeout)
         pause = LOOK_FIRST
         while True:
@@ -820,9 +788,6 @@ class Waiter:
         One thread looks for commits. Of the threads that wait for the same job, one looks into its
         directory. If each thread woke by itself about twenty times a second, each would cost as
         much as the one that looks.
-
-        Raises:
-            WaitTimeout: The time is over.
         """
         if deadline.over:
             raise deadline.error(cursor.in_words())

@@ -64,10 +64,6 @@ class AsyncWaiter:
             check: Called with the job at every look while it is not final. It raises an
                 error to end the wait.
             until: As in `Waiter.wait`.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
-            WaitTimeout: `timeout` seconds are over.
         """
         deadline = Deadline.of(timeout)
         cursor = self._waiter.waiting(await in_thread(begin))
@@ -103,12 +99,7 @@ class AsyncWaiter:
         running: Callable[[], Sequence[Run]],
         timeout: float | None,
     ) -> None:
-        """
-        Return when `is_empty` is true and all jobs that `running` returns are final.
-
-        Raises:
-            WaitTimeout: `timeout` seconds are over.
-        """
+        """Return when `is_empty` is true and all jobs that `running` returns are final."""
         deadline = Deadline(timeout)
         while True:
             await self.wait_for(is_empty, deadline, NOT_DRAINED)
@@ -124,12 +115,7 @@ class AsyncWaiter:
     async def wait_for(
         self, condition: Callable[[], bool], timeout: float | Deadline | None, what: str
     ) -> None:
-        """
-        Return when `condition` is true. It is called repeatedly, in a thread.
-
-        Raises:
-            WaitTimeout: `timeout` seconds are over.
-        """
+        """Return when `condition` is true. It is called repeatedly, in a thread."""
         deadline = Deadline.of(timeout)
         pause = LOOK_FIRST
         while not await in_thread(condition):
@@ -139,12 +125,7 @@ class AsyncWaiter:
             pause = min(pause * 2, LOOK_LONGEST)
 
     async def look(self, cursor: Cursor) -> Cursor:
-        """
-        Return the cursor with the job as it is now; use no thread if nothing has happened.
-
-        Raises:
-            JobDeleted: The job was deleted meanwhile.
-        """
+        """Return the cursor with the job as it is now; use no thread if nothing has happened."""
         if time.monotonic() >= self._refreshing and self._waiter.is_stale(cursor):
             self._refreshing = mine = time.monotonic() + LOOK_PATIENCE
             try:
@@ -310,12 +291,7 @@ async def _check(check: Callable[[Run], None], run: Run, checked: float) -> floa
 
 
 async def _rest(cursor: Cursor, deadline: Deadline) -> None:
-    """
-    Sleep until the next look.
-
-    Raises:
-        WaitTimeout: The time is over.
-    """
+    """Sleep until the next look."""
     if deadline.over:
         raise deadline.error(cursor.in_words())
     await sleep(min(cursor.pause, deadline.left))
