@@ -105,7 +105,7 @@ def types_in(database):
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 @in_rounds(smoke=1, full=20)
 def test_who_uses_a_file_that_is_gone_is_told_and_jobs_go_on(tmp_path, rounds, how):
-    """Under load every call ends with DatabaseGone; put back, the jobs settle by themselves."""
+    """Without its file every call raises DatabaseGone; with the file back, the jobs are settled."""
     for chance in rounds:
         folder = tmp_path / str(rounds.number)
         folder.mkdir()

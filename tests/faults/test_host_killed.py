@@ -98,7 +98,7 @@ def test_a_time_out_holds_without_any_host(database):
 
 
 def test_reading_settles_jobs_of_a_killed_host(database):
-    """A manager without a thread tells how a job ended whose host died."""
+    """A manager with `slots=0` also finds how the jobs of a killed host ended."""
     with host(submit_and_serve, database, ["sh", "-c", "echo bye; exit 5"]) as killed:
         job_id = killed.hear()
         connection = sqlite3.connect(database)

@@ -218,7 +218,7 @@ def write_all_kinds(jobs, chance):
 
 @in_rounds(smoke=10, full=500)
 def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
-    """The write-ahead log cut or damaged anywhere: all commits before that are there, whole."""
+    """If the write-ahead log is cut or damaged, all commits before that place are complete."""
     os.mkdir(tmp_path / "before")
     database = str(tmp_path / "before" / "jobs.db")
     with JobManager(database, slots=0) as jobs:

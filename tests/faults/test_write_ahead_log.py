@@ -1,4 +1,4 @@
-"""The write-ahead log under load: it stays small, and what was committed is there."""
+"""The write-ahead log under load: it stays small, and no commit is lost."""
 
 from __future__ import annotations
 

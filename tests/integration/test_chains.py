@@ -441,7 +441,7 @@ def test_the_last_of_a_diamond_runs_once_while_it_is_running(jobs):
 
 
 def test_the_last_of_a_diamond_runs_after_each_side(jobs):
-    """Where the last one has ended before the second side does, it runs again: any will do."""
+    """With `triggered_by`, the last pipeline of a diamond runs once after each side that ends."""
     a, b, c, d = diamond(jobs)
     run(jobs, a)
     for side in (b, c):

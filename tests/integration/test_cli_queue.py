@@ -89,7 +89,7 @@ def test_filters_choose_what_can_be_stopped(cli, jobs):
 
 
 def test_terminal_names_stopping_jobs_by_number(jobs, database):
-    """A person names a job by its number, not by its ID."""
+    """On a terminal, the messages of `stop` name jobs by number, not by ID."""
     task(jobs)
     jobs.start_job(task(jobs).id, owner=None)
     shown = on_a_terminal(database, [["stop", "1"], ["stop", "--no-wait", "2"]])

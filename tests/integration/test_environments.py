@@ -141,7 +141,7 @@ def test_variables_of_one_process_are_left_out(jobs, database, monkeypatch):
 
 
 def test_one_environment_is_stored_once_and_as_long_as_it_is_needed(jobs, database, stage):
-    """The last job that needs it removes it, by its start or by its cancellation."""
+    """Equal environments are stored once, until their last job starts or is cancelled."""
     stage("one")
     first, second = jobs.submit_many([SHOWS] * 2, env_from="submitter")
     third = jobs.submit(SHOWS, env_from="submitter")

@@ -265,7 +265,7 @@ def test_lines_appended_together_are_exported_in_records_of_a_limited_size(
 
 
 def test_export_holds_no_value_of_an_environment_unless_asked(jobs, other):
-    """Nor standard input, nor values to be masked."""
+    """An export has no variable's value, no standard input and no `redact` value unless asked."""
     secret = {"env": {"KEY": "hunter2"}, "stdin": b"hunter3", "redact": ["hunter4"]}
     job = jobs.cancel_job(jobs.submit(["echo", "hunter4"], **secret).id)
     text = "".join(jobs.export_jobs([job.id]))

@@ -203,7 +203,7 @@ def test_deleting_what_has_configured_a_pipeline_leaves_it_ready(manage):
     ids=["exits 0", "exits 3", "times out", "cannot start"],
 )
 def test_a_configuration_that_runs_moves_its_pipeline(manage, executor, status, configured):
-    """A real configuration's ending is the pipeline's status when the job is seen to be final."""
+    """As soon as a PIPELINE_CONFIG job is seen to be final, its pipeline has the new status."""
     jobs = manage(slots=1, PIPELINE_CONFIG=executor)
     pipeline = jobs.create_pipeline("p", ["true"])
     job = jobs.wait(only_job(jobs, pipeline).id, timeout=30)

@@ -167,8 +167,8 @@ def test_cancel_many_jobs_at_once(jobs, job_scripts):
 
 
 @scripted
-def test_hold_back_jobs_of_a_kind(jobs, job_scripts):
-    """They wait until they are resumed; the others run."""
+def test_hold_back_jobs_of_a_group(jobs, job_scripts):
+    """Jobs of a paused group wait until `resume`; the others run."""
     jobs.pause("mail")
     mail = jobs.submit(["mail"], group="mail")
     jobs.submit(["report"])

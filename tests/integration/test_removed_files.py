@@ -113,7 +113,7 @@ def test_a_stop_reaches_a_job_whose_files_were_swept(running):
 
 
 def test_a_job_whose_directory_was_renamed_is_lost_at_its_end_and_not_before(running):
-    """While its supervisor lives it is RUNNING, wherever its files are."""
+    """A job stays RUNNING while its supervisor lives, wherever its files are."""
     jobs, job = running
     os.rename(job.path, job.path + ".moved")
     during = jobs.recover(), jobs.get_job(job.id).status

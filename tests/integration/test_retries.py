@@ -250,7 +250,7 @@ def test_stopped_job_is_not_retried(jobs, database, ending, status):
 
 @pytest.mark.parametrize("said", [{"command": ["sleep", "300"]}, {"script": "sleep 300"}])
 def test_a_time_out_is_not_tried_again(running_jobs, said):
-    """A job that met its pipeline's time-out is STOPPED, and has no retry."""
+    """A job that its pipeline's time-out stopped is STOPPED, and has no retry."""
     pipeline = running_jobs.create_pipeline("p", **said, max_retries=5, timeout=0.05)
     job = running_jobs.wait(running_jobs.create_job(pipeline_id=pipeline.id).id, timeout=30)
 

@@ -562,8 +562,8 @@ def test_pipelines_that_cannot_be_read_keep_no_other_from_its_tick(
     assert sorted(job.pipeline_id for job in jobs.list_jobs()) == sorted(whole)
 
 
-def test_pipelines_that_cannot_be_read_keep_no_other_from_being_fetched_back(jobs, monkeypatch):
-    """The look at what a wrong clock put off goes on after them."""
+def test_unreadable_pipeline_keeps_no_other_tick_from_moving_earlier(jobs, monkeypatch):
+    """An unreadable pipeline does not keep the ticks of others from moving back to their time."""
     monkeypatch.setattr(scheduler, "AT_ONCE", 2)
     for number in range(3):
         jobs.create_pipeline(f"damaged {number}", ["true"], schedule="*/5 * * * *")

@@ -1106,7 +1106,7 @@ def test_a_job_that_ended_without_a_host_is_settled_by_the_next(scripted_setup, 
 
 @pytest.mark.parametrize("point", CRASHES)
 def test_a_host_crashes_at_any_step(scripted_setup, point):
-    """The next one settles every job: with its true end, or as never started where it was not."""
+    """The next host settles every job: as it ended, or as `never_started` if it did not start."""
     jobs, scripted = scripted_setup.play(Script(["a", 5, "b"], exit_code=3), slots=1)
     with crash(jobs, at=point):
         try:

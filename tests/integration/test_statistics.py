@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_jobs(jobs, clock):
 
 
 def test_empty_file_has_no_ages_and_no_quantiles(jobs):
-    """Nothing is 0 that is unknown."""
+    """An unknown age or quantile of an empty file is None, not 0."""
     found = jobs.statistics()
 
     assert (found.created, found.queue_age, found.running_age) == (0, None, None)

@@ -188,7 +188,7 @@ def test_a_stream_that_is_opened_again_loses_nothing(running_jobs, separate):
 
 
 def test_a_command_that_closes_its_streams_is_running(running_jobs, database, gate):
-    """The end of the output is not the end of the job: that is when it exits, with its code."""
+    """A command that closes its output stays RUNNING until it exits, and has its exit code."""
     job_id = submit(running_jobs, CLOSES_BOTH, env={"GATE": gate})
     pipe = next(running_jobs.follow(job_id, timeout=PATIENCE)).text
     with open(os.path.join(f"{database}.jobs", job_id.hex, job_directory.RUN), "rb") as file:

@@ -128,7 +128,7 @@ def test_each_of_two_streams_has_one(running_jobs, gate):
 
 
 def test_prompt_is_seen_while_the_other_stream_is_busy(running_jobs, tmp_path):
-    """Also though there are more lines each time that somebody looks."""
+    """A prompt is shown even if each look finds more lines of the other stream."""
     jobs = running_jobs
     script = 'printf "sure? "; while [ ! -e "$GO" ]; do echo warning >&2; done; echo yes'
     env = {"GO": str(tmp_path / "go")}

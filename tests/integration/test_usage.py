@@ -81,7 +81,7 @@ def test_processes_of_others_are_never_taken_for_the_job(running_jobs, running, 
 
 
 def test_kernel_that_lists_no_children_is_searched(running_jobs, running, monkeypatch):
-    """Then all processes are read, and the sums are the same."""
+    """Where the kernel does not list children, all processes are read, with the same sums."""
     exists = os.path.exists
     monkeypatch.setattr(
         os.path, "exists", lambda path: not str(path).endswith("/children") and exists(path)

@@ -606,7 +606,7 @@ def test_migrated_file_is_too_new(database, opened):
 
 
 def test_full_disk_is_typed_and_rolled_back(opened):
-    """Wherever the space ends, the transaction is there whole or not at all, and typed."""
+    """Wherever a full disk stops a transaction, all of it fails, with a typed error."""
     with transaction(opened) as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
     big = ["x" * 9000 + str(index) for index in range(4)]

@@ -42,7 +42,7 @@ def steps():
 
 
 def test_call_is_over_when_its_frame_has_ended():
-    """Though an exception that is kept refers to the frame."""
+    """A call is over when its frame has ended, even if a kept exception refers to the frame."""
     inside = []
     ended = frame_of(lambda frame: inside.append(is_over(frame)))
 

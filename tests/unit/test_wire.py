@@ -380,7 +380,7 @@ def test_more_followers_than_threads_are_refused(jobs, task):
 
 
 def test_a_forked_child_counts_its_own_followers(jobs, task):
-    """Those of the parent hold no thread of a child."""
+    """Followers of the parent do not count in a forked child."""
     followers = wire.Followers(1)
     body = wire.log_response(jobs, task.id, follow=True, followers=followers).body
     child = os.fork()
