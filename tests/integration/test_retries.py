@@ -147,7 +147,7 @@ def test_pipeline_continues_when_a_wrong_clock_is_corrected(database, clock):
         clock.jump(-365 * 86400)
         until(
             lambda: newest(jobs, pipeline).not_before <= to_datetime(clock.now() + 10_000_000),
-            "the retry to be fetched back",
+            "the retry to be moved earlier",
         )
         clock.advance(10)
         retry = jobs.wait(newest(jobs, pipeline).id, timeout=30)
