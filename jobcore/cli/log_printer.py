@@ -195,7 +195,7 @@ class RowWriter:
         text = row_of(whole)
         if line.unfinished and "\r" in whole:
             # Cut it to the width, because a row that has wrapped cannot be drawn again.
-            text = text[: (os.get_terminal_size(out.fileno()).columns or 80) - 1]
+            text = _cut(text, (os.get_terminal_size(out.fileno()).columns or 80) - 1)
         if text.startswith(self.text):
             out.write(self._bytes(text[len(self.text) :]))
         else:
@@ -211,6 +211,15 @@ class RowWriter:
 
     def _bytes(self, text: str) -> bytes:
         return text.encode(self._encoding, "backslashreplace")
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return the beginning of a text that takes at most so many columns of a terminal."""
+    if text.isascii():
+        return text[:columns]
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - for few bars
+
+    return text if cell_len(text) <= columns else set_cell_size(text, columns)
 
 
 def row_of(text: str) -> str:

@@ -128,6 +128,21 @@ def test_bar_that_is_wider_than_the_terminal_is_cut():
     assert drawn_on_terminal([unfinished(b"\r" + b"x" * 200)]) == "x" * 79
 
 
+@pytest.mark.parametrize(
+    ("bar", "row"),
+    [
+        ("\u2588" * 200, "\u2588" * 79),
+        ("\u6f22" * 60, "\u6f22" * 39 + " "),  # two columns each
+        ("\u6f22" * 39 + "x", "\u6f22" * 39 + "x"),
+        ("\U0001f600" * 60, "\U0001f600" * 39 + " "),
+        ("e\u0301" * 79, "e\u0301" * 79),  # one column for two characters
+    ],
+)
+def test_bar_of_other_letters_is_cut_by_its_columns(bar, row):
+    """Letters may take two columns, or none."""
+    assert drawn_on_terminal([unfinished(b"\r" + bar.encode())]) == row
+
+
 @pytest.mark.parametrize("end", ["", "\r"])
 def test_pieces_longer_than_a_row_are_drawn_in_bounded_memory(end):
     """A bar that was cut goes on in its row; a long line just goes on."""
