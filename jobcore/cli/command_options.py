@@ -77,7 +77,8 @@ SETTINGS: dict[str, Any] = {
 def _signal(text: str) -> str:
     """Return the name of a signal that a program can handle, checked."""
     try:
-        Command(["true"], stop_signal=text)
+        # With a directory: the current one may have been removed, which is no error of the signal.
+        Command(["true"], cwd="/", stop_signal=text)
     except CommandError as error:
         raise typer.BadParameter(str(error)) from None
     return text

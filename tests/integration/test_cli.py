@@ -923,6 +923,22 @@ def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
     assert not os.path.exists(cli.database)
 
 
+def test_command_of_a_removed_directory(cli, tmp_path):
+    """The error names the directory; with another one it runs."""
+
+    def remove_own_directory():
+        os.mkdir(tmp_path / "gone")
+        os.chdir(tmp_path / "gone")
+        os.rmdir(tmp_path / "gone")
+
+    out, err = finish(cli.start("run", "--", "pwd", preexec_fn=remove_own_directory), 2)
+    assert (out, "the current directory was removed" in err) == ("", True), err
+    assert "--stop-signal" not in err
+
+    words = ("run", "--cwd", "/", "--", "pwd")
+    assert finish(cli.start(*words, preexec_fn=remove_own_directory), 0)[0] == "/\n"
+
+
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [
