@@ -42,7 +42,7 @@ def pause(
       jobcore pause load
     """  # noqa: D301
     _require_one(group, kind)
-    with open_manager(ctx) as jobs:
+    with ctx.obj.open(slots=0) as jobs:
         _report(jobs.pause(group, kind), as_json=as_json)
 
 
@@ -108,7 +108,7 @@ def limit(
         slots = None if given[0] == "none" else count_from_1(given[0])
     except typer.BadParameter:
         raise CommandError(f"N must be an integer, 1 or more, or none, not {given[0]!r}") from None
-    with open_manager(ctx) as jobs:
+    with ctx.obj.open(slots=0) as jobs:  # limits are often set before there are jobs
         _report(jobs.set_limit(group, slots, type=kind), as_json=as_json)
 
 

@@ -121,8 +121,9 @@ def retention(
     """  # noqa: D301
     if off and (keep is not None or number is not None):
         raise CommandError("--off cannot be combined with --keep or --count")
-    with open_manager(ctx) as jobs:
-        if off or keep is not None or number is not None:
+    is_change = off or keep is not None or number is not None
+    with ctx.obj.open(slots=0) if is_change else open_manager(ctx) as jobs:
+        if is_change:
             rules = jobs.set_retention(keep, statuses=status or None, count=number)
         elif status:
             raise CommandError("--status needs --keep, --count or --off")

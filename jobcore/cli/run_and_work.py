@@ -338,11 +338,14 @@ def work(
 
 
 def _name_of(jobs: JobManager, event: Event) -> str:
-    """Return the name or the command of an event's job; empty: it has neither, or is deleted."""
+    """Return the name, command or pipeline of an event's job; empty: it is deleted."""
     try:
-        return event.name or output.what(jobs.get_job(event.job_id))
+        found = event.name or output.what(jobs.get_job(event.job_id))
+        if not found and event.pipeline_id is not None:  # a script
+            found = jobs.get_pipeline(event.pipeline_id).name
     except JobcoreError:
         return ""
+    return found
 
 
 def _is_drained(jobs: JobManager) -> bool:

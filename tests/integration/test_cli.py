@@ -1091,6 +1091,16 @@ def test_running_makes_an_empty_file_a_database(cli):
     assert "COMPLETE" in out
 
 
+@pytest.mark.parametrize("words", [["limit", "gpu", "1"], ["pause"], ["retention", "--keep", "3d"]])
+def test_settings_can_be_made_before_there_are_jobs(cli, words):
+    """They make the database, as the first job does; what only reads them does not."""
+    if words[0] != "pause":
+        cli("--db", "new.db", words[0], code=1)
+    cli("--db", "new.db", *words)
+
+    assert (cli.folder / "new.db").stat().st_size > 0
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_one_line(cli):
     """If no database can be made, `run` prints one line."""

@@ -41,6 +41,15 @@ LINES = [
 ]  # fmt: skip
 
 
+def test_people_see_the_pipeline_of_a_script(database, jobs):
+    """A run of it has neither a name nor a command."""
+    pipeline = jobs.create_pipeline("nightly", script="exit 3")
+    jobs.create_job(pipeline_id=pipeline.id)
+    (shown,) = on_a_terminal(database, [["work", "--drain"]])
+
+    assert [line.rpartition(": ")[2] for line in shown.splitlines()] == ["nightly", "nightly"]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_people_see_what_starts_and_ends(database, queued, terminal):
     """On a terminal, or with `-v`: a line for each, without the control characters of a name."""
