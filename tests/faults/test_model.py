@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -30,6 +31,8 @@ GRACE = 9.25  # seconds
 STEPS = 50
 
 NEVER = float("inf")
+#: The name of each hook's job.
+HOOK_NAME = "on_error"
 
 
 @dataclass
@@ -74,6 +77,8 @@ class Model:
     key: str | None = None
     expires: float = NEVER
     run_if: str = "complete"
+    group: str | None = None
+    hook: bool = False  # it has one for ERROR
     asked: dict = field(default_factory=dict)  # by the id of each upstream job: whether it was met
     tell: object = None  # is called when it is final
 
@@ -148,6 +153,8 @@ PLANS = st.builds(
     stubborn=st.booleans(),
     timeout=st.sampled_from([None, None, 2.5, 15.5]),
 ).filter(lambda plan: plan.end != "dies" or (not plan.code and plan.duration != NEVER))
+#: What every hook does.
+HOOK = Plan(duration=3.25, end="exits")
 CHOICE = st.integers(0, 2**16)
 
 
@@ -159,12 +166,15 @@ class Manager(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = f"{self.folder.name}/jobs.db"
         self.clock = ManualClock()
-        self.plans = {}  # by the name of the job
+        self.plans = {HOOK_NAME: HOOK}  # by the name of the job
         self.scripted = ScriptedExecutor(
             lambda job: self.plans[job.name].script(), clock=self.clock
         )
         self.models = {}  # by id
         self.retries = {}  # the retries of each job, by id
+        self.limits = {}  # by group; None: of the file
+        self.paused = set()  # groups; None: the file
+        self.without_hook = set()  # the ids of jobs whose hooks are not in the model yet
         self.steps = 0
         self.open()
 
@@ -185,13 +195,33 @@ class Manager(RuleBasedStateMachine):
 
     def fill_slots(self):
         now = self.clock.monotonic()
+        self.add_hooks()
         queued = [one for one in self.models.values() if one.status == "QUEUED" and not one.waits]
         for model in sorted(queued, key=lambda one: (-one.priority, one.number)):
-            # Those of earlier managers take slots, too: this one adopts them.
-            if sum(m.status == "RUNNING" for m in self.models.values()) < SLOTS:
+            if self.has_room(model.group):
                 model.start(now)
                 if model.due() <= now:
                     model.happen(now)
+
+    def has_room(self, group):
+        """Tell whether a job of this group may start."""
+        if not self.paused.isdisjoint({None, group}):
+            return False
+        # Those of earlier managers take slots, too: this one adopts them.
+        running = [one.group for one in self.models.values() if one.status == "RUNNING"]
+        most = min(SLOTS, self.limits.get(None) or SLOTS)
+        of_group = SLOTS if group is None else self.limits.get(group) or SLOTS
+        return len(running) < most and (group is None or running.count(group) < of_group)
+
+    def add_hooks(self):
+        """Note the hooks of jobs that have failed: each has exactly one."""
+        if not self.without_hook:
+            return
+        hooks = [job for job in self.jobs.list_jobs(limit=500) if job.hook_of is not None]
+        for job_id in self.without_hook:
+            (hook,) = (one for one in hooks if one.hook_of == job_id)
+            self.add(hook, HOOK)
+        self.without_hook.clear()
 
     def pass_time(self, seconds, *, alive):
         """Move the model on; while no manager is there nothing is started."""
@@ -228,6 +258,9 @@ class Manager(RuleBasedStateMachine):
 
     def has_ended(self, job_id, met):
         """Decide those that wait for a job; one that is deleted meets nothing."""
+        ended = self.models.get(job_id)
+        if ended is not None and ended.hook and ended.status == "ERROR":
+            self.without_hook.add(job_id)
         for model in list(self.models.values()):
             if model.asked.get(job_id, False) is None:
                 self.decide(model, job_id, met)
@@ -267,19 +300,26 @@ class Manager(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 5, -5]),
         key=st.sampled_from([None, None, "a", "b"]),
         expires=st.sampled_from([None, None, 0.5, 6.5, 25.5]),
+        group=st.sampled_from([None, "g", "h"]),
+        hook=st.booleans(),
     )
-    def create(self, plan, priority, key, expires):
+    def create(self, plan, priority, key, expires, group, hook):
         name = f"job {len(self.plans)}"
         self.plans[name] = plan
         command = Command(["scripted"], timeout=plan.timeout, grace=GRACE)
         seconds = None if expires is None else self.unique(expires)
         holder = self.holder(key)
-        job = self.jobs.submit(command, name=name, priority=priority, key=key, expires=seconds)
+        # What ends in the moment of its start may do so before or after the next job is claimed.
+        hook = hook and plan.end != "cannot" and plan.duration > 0
+        more = {"priority": priority, "key": key, "group": group}
+        job = self.jobs.submit(
+            command, name=name, expires=seconds, on_error=["hook"] if hook else None, **more
+        )
         if holder is not None:
             assert job.id == holder
             return
         expires = self.clock.monotonic() + (NEVER if seconds is None else seconds)
-        self.add(job, plan, priority=priority, key=key, expires=expires)
+        self.add(job, plan, expires=expires, hook=hook, **more)
         self.rest()
 
     @rule(
@@ -314,6 +354,26 @@ class Manager(RuleBasedStateMachine):
         if job_id := self.pick(choice, "RUNNING", "COMPLETE"):
             with pytest.raises(InvalidTransition):
                 self.jobs.update_job(job_id, priority=priority)
+
+    @rule(group=st.sampled_from([None, "g"]), slots=st.sampled_from([1, 1, 2, None]))
+    def limit(self, group, slots):
+        """A lower limit lets running jobs go on; a higher one lets others start."""
+        self.jobs.set_limit(group, slots)
+        self.limits[group] = slots
+        self.rest()
+
+    @rule(group=st.sampled_from([None, "g", "h"]))
+    def pause(self, group):
+        self.jobs.pause(group)
+        self.paused.add(group)
+        self.rest()
+
+    @rule()
+    def resume(self):
+        for group in sorted(self.paused, key=str):
+            self.jobs.resume(group)
+            self.paused.remove(group)
+            self.rest()
 
     @rule(seconds=st.sampled_from([0, 1, 3, 8, 30]))
     def elapse(self, seconds):
@@ -367,6 +427,7 @@ class Manager(RuleBasedStateMachine):
                 for upstream, met in old.asked.items()
             }
             more = {"priority": old.priority, "key": old.key, "run_if": old.run_if}
+            more |= {"group": old.group, "hook": old.hook}
             self.add(job, old.plan, asked=asked, **more)
             self.rest()
 
@@ -434,6 +495,27 @@ class Manager(RuleBasedStateMachine):
         }
         assert found == expected
 
+    @invariant()
+    @precondition(lambda self: hasattr(self, "jobs"))
+    def limits_are_as_the_model_says(self):
+        counts = Counter((one.group, one.status) for one in self.models.values())
+        found = {one.name: one for one in self.jobs.limits()}
+        limited = {group for group, slots in self.limits.items() if slots is not None}
+        assert {*found} >= limited | self.paused
+        for group, limit in found.items():
+            numbers = [
+                sum(
+                    count for (of, status), count in counts.items()
+                    if status == wanted and group in (None, of)
+                )
+                for wanted in ("QUEUED", "RUNNING")
+            ]  # fmt: skip
+            assert [limit.queued, limit.running] == numbers
+            assert (limit.slots, limit.paused is not None) == (
+                self.limits.get(group),
+                group in self.paused,
+            )
+
     def teardown(self):
         if not hasattr(self, "jobs"):
             return
@@ -442,6 +524,8 @@ class Manager(RuleBasedStateMachine):
                 # First: a slot that comes free would start it. The youngest first, for which no
                 # other one waits.
                 self.jobs.cancel_job(job_id)
+        for group in self.paused:
+            self.jobs.resume(group)
         for job_id, model in self.models.items():
             if model.status == "RUNNING" and model.plan.duration == NEVER:
                 self.jobs.stop_job(job_id)
