@@ -246,6 +246,21 @@ def test_hook_only_after_the_last_attempt(jobs):
     assert (told(jobs, job), told(jobs, last)) == ([], ["on_error\nnightly: ERROR 1\n"])
 
 
+@pytest.mark.job_scripts(Script(exit_code=1), Script(exit_code=3), Script(["told"]))
+@scripted
+def test_hook_in_the_test_kit(jobs, job_scripts):
+    """The hook of the last attempt has a script, and the facts in the variables of its command."""
+    jobs.submit(["load"], name="nightly", retries=Retries(1, delay=60), on_error=["tell", "me"])
+    drain(jobs)
+    hook, last, _ = jobs.list_jobs()
+    *_, command = job_scripts.commands.values()
+
+    assert (hook.hook_of, hook.name, text_of(jobs, hook)) == (last.id, "on_error", "told\n")
+    assert command.argv == ("tell", "me")
+    assert command.env["JOBCORE_HOOK_JOB_ID"] == str(last.id)
+    assert command.env["JOBCORE_HOOK_EXIT_CODE"] == "3"
+
+
 # --- the environment ----------------------------------------------------------------
 
 
