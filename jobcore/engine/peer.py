@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from jobcore.embedding.locks import GATE
 from jobcore.supervisor import NewerProtocol, messages, pids, system_calls
-from jobcore.supervisor.messages import READY, Notice
+from jobcore.supervisor.messages import ENDED, READY, Notice
 
 _STANDARD = 2  # the descriptor of the last standard stream
 
@@ -191,6 +191,11 @@ class Peer:
             self.pid = notice.number
             self.ready = True
             self.since = time.monotonic()
+        elif notice.kind == ENDED:
+            self._note_end(notice)
+
+    def _note_end(self, notice: Notice) -> None:
+        """Handle the end of a job; only a supervisor has one."""
 
     def _has_itself_ended(self, pidfd: int) -> bool:
         """Reap the process if it is an ended child of ours; False: it may still have to be."""

@@ -112,9 +112,9 @@ class QueueReader:
         without = self._postponed.waiting() | self._passed.keys()
         with self._database.read() as connection:
             numbers = self._found(connection, wanted, without=without)
-            jobs = self._read(connection, numbers[:rows])
-        if len(numbers) < wanted:
-            self._forget_settled()
+            jobs = self._read(connection, numbers[:rows]) if numbers else []
+        if self._own is not None and len(numbers) < wanted:
+            self._forget_settled(self._own)
         return len(numbers), jobs
 
     def _read(
@@ -133,7 +133,7 @@ class QueueReader:
 
         found: list[tuple[Row[Any], Row[Any] | None]] = []
         length = 0
-        for row, pipeline in read_each(numbers, with_pipeline, self._postpone) if numbers else ():
+        for row, pipeline in read_each(numbers, with_pipeline, self._postpone):
             found.append((row, pipeline))
             length += len(row.command or "")
             if length >= MOST_TEXT:
@@ -155,11 +155,11 @@ class QueueReader:
         """Return what `queue.claimable` finds for this manager; `options` are its arguments."""
         return queue.claimable(
             connection,
+            only=self._only(),
             types=self._types,
             now=self._clock.now(),
             limit=limit,
             claimant=self._ownership.current,
-            only=self._only(),
             **options,
         )
 
@@ -167,11 +167,11 @@ class QueueReader:
         # A copy, because another thread may add a number meanwhile.
         return None if self._own is None else self._own.copy()
 
-    def _forget_settled(self) -> None:
+    def _forget_settled(self, own: set[int]) -> None:
         """Forget own jobs that have left the queue: they never come back."""
-        if self._own is None or OWN_KEPT < len(self._own) < 2 * self._own_kept:
+        if OWN_KEPT < len(own) < 2 * self._own_kept:
             return  # few can have left: do not look up all of them at each commit
-        own = self._own.copy()
+        known = own.copy()  # another thread may add a number meanwhile
         with self._database.read() as connection:
-            self._own.difference_update(own - queue.queued_numbers(connection, own))
-        self._own_kept = len(self._own)
+            own.difference_update(known - queue.queued_numbers(connection, known))
+        self._own_kept = len(own)

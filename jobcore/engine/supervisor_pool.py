@@ -26,7 +26,7 @@ from jobcore.engine.peer import Peer, leave_to_others, reap_left, socket_pair
 from jobcore.engine.postponement import SUPERVISORS, Postponement
 from jobcore.errors import SpawnError
 from jobcore.supervisor import messages, pids
-from jobcore.supervisor.messages import ENDED, READY, Notice
+from jobcore.supervisor.messages import READY, Notice
 
 if TYPE_CHECKING:
     from jobcore.engine.keeper import Keeper, KeeperOfHost
@@ -104,14 +104,12 @@ class Supervisor(Peer):
         poll.register(pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _note(self, notice: Notice) -> None:
-        super()._note(notice)
-        if notice.kind == ENDED:
-            if notice.token == self.token:
-                self.token = None
-            self.ready = notice.number != 0
-            if self.ready:
-                self.since = time.monotonic()
+    def _note_end(self, notice: Notice) -> None:
+        if notice.token == self.token:
+            self.token = None
+        self.ready = notice.number != 0
+        if self.ready:
+            self.since = time.monotonic()
 
 
 class SupervisorPool(ForkAware):

@@ -111,6 +111,7 @@ class Database(locks.ForkAware):
         self.require_same_file = self.readers.require_same_file
         self.version = self.readers.version
         self.known_version = self.readers.commits.known_version
+        self.committed = self.readers.commits.announce
         self.readers.abandon = self._abandon_connections
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
@@ -253,10 +254,6 @@ class Database(locks.ForkAware):
         the shared memory, so all must be closed. Those in use are closed when given back.
         """
         self.close_connections()
-
-    def committed(self) -> None:
-        """Wake the threads that wait for commits."""
-        self.readers.commits.announce()
 
     def after_commits(self) -> None:
         """Close connections of interrupted reads, and run a checkpoint if one is due."""

@@ -348,7 +348,7 @@ class Writer:
                 self._set("synchronous", "FULL" if durable else "NORMAL")
                 self._set("busy_timeout", "0")
                 # Not through SQLAlchemy, which would treat a refusal as a broken connection.
-                driver_of(connection).execute("BEGIN IMMEDIATE")
+                connection.cursor.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]  # of `dialect`
                 if not self._is_noted:
                     target.note_writer(connection)
                     self._is_noted = True
@@ -460,7 +460,7 @@ class Writer:
         """Commit. Errors after the commit are only logged, because the changes are stored."""
         with self._target.typed_errors():
             connection = self._required
-            if not driver_of(connection).in_transaction:
+            if not connection.driver.in_transaction:  # type: ignore[attr-defined]  # of `dialect`
                 # SQLite does that after some errors. A change that goes on after one is not stored.
                 raise StoreError(f"{self._target.path}: the transaction was rolled back")
             self._observer.ending(connection)
@@ -518,7 +518,7 @@ def _is_at_rest(connection: Connection) -> bool:
     """Tell whether a connection is usable and, for SQLAlchemy and SQLite, in no transaction."""
     if connection.closed or connection.invalidated or connection.in_transaction():
         return False
-    return not driver_of(connection).in_transaction
+    return not connection.driver.in_transaction  # type: ignore[attr-defined]  # of `dialect`
 
 
 def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change[Any]]:
