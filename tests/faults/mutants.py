@@ -375,8 +375,8 @@ MUTANTS = (
     Mutant(
         "a transaction that writes begins as one that reads",
         "storage/writer.py",
-        '                driver_of(connection).execute("BEGIN IMMEDIATE")\n',
-        '                driver_of(connection).execute("BEGIN")\n',
+        'connection.cursor.execute("BEGIN IMMEDIATE")',
+        'connection.cursor.execute("BEGIN")',
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
