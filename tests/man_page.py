@@ -1,5 +1,5 @@
 """
-The manual page `man/jobcore.1`, made from the help texts of the commands.
+The manual page `jobcore/docs/jobcore.1`, made from the help texts of the commands.
 
 `python -m tests.man_page` writes it again; `tests/test_man_page.py` tells when that is needed.
 """
@@ -15,7 +15,7 @@ from jobcore.cli import commands
 from jobcore.cli.app import app
 from tests.processes import ROOT
 
-PAGE = ROOT / "man" / "jobcore.1"
+PAGE = ROOT / "jobcore" / "docs" / "jobcore.1"
 #: Options that every command has; the page explains them once.
 COMMON = {"db", "trust_directory", "utc", "help"}
 END = r"""

@@ -20,7 +20,7 @@ def test_package_installs_the_page():
     """The wheel puts it where `man` looks, and the source distribution has it."""
     settings = (ROOT / "pyproject.toml").read_text()
 
-    assert '"man/jobcore.1" = "share/man/man1/jobcore.1"' in settings
+    assert '"jobcore/docs/jobcore.1" = "share/man/man1/jobcore.1"' in settings
     assert '"man", ' in settings
 
 
