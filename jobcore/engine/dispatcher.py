@@ -680,7 +680,7 @@ class Dispatcher(ForkAware):
     def _update(self, claim: Claim, run: Run | None) -> None:
         if run is None or run.final:
             with self._lock:
-                del self._claims[claim.run.token or ""]
+                del self._claims[claim.token]
             claim.release()
             # The same transaction may have created the job that follows, met a dependency, or
             # made room in a limit.

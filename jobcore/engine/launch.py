@@ -105,6 +105,7 @@ class Claim:
 
     Attributes:
         run: The job as last read from the database.
+        token: Names its run. The one in the row may be damaged later.
         start: Its prepared start, until that is sent; then None.
         claimed: When it was claimed, by the monotonic clock.
         supervisor: Its supervisor; None before the start is sent, and after it has ended.
@@ -115,10 +116,12 @@ class Claim:
 
     __slots__ = (
         "_imported", "_slot", "accepted", "claimed", "due", "ended", "run", "start", "supervisor",
+        "token",
     )  # fmt: skip
 
     def __init__(self, run: Run, start: Start) -> None:
         self.run = run
+        self.token = start.token
         self.start: Start | None = start
         self.claimed = time.monotonic()
         self.supervisor: Supervisor | None = None

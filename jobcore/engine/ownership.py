@@ -19,6 +19,7 @@ from uuid import uuid4
 from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.job_directories import Directories
+from jobcore.errors import DatabaseCorrupt
 from jobcore.storage import filesystem
 from jobcore.supervisor import job_directory, pids, system_calls
 
@@ -65,8 +66,8 @@ class _Process(NamedTuple):
             int(boot + rest, 16)  # so that no name is a path
             namespace, pid, started, device, root = map(int, numbers)
             return cls(boot, namespace, pid, started, device, root)
-        except ValueError:
-            return None
+        except (AttributeError, TypeError, ValueError):
+            return None  # a damaged file may hold a number or bytes
 
     def is_in(self, here: _Process) -> bool:
         """Tell whether its lock file is in the directory of `here`, which is this process."""
@@ -274,10 +275,13 @@ class Ownership:
 
         Raises:
             StoreError: The lock file cannot be opened, or /proc cannot be read now.
+            DatabaseCorrupt: The name is not a text, because the file is damaged.
         """
         if name == self.current:
             return True
         process = _Process.of(name)
+        if not isinstance(name, str):
+            raise DatabaseCorrupt("a stored owner is invalid")
         if process is None:
             return False
         with self.directories.typed():

@@ -398,6 +398,23 @@ def test_damaged_row_of_a_job_concerns_it_alone(
     all_goes_on(database, clock, jobs, adopted, due)
 
 
+def test_damaged_row_of_a_claimed_job_keeps_no_other_from_running(database):
+    """The manager that runs the jobs deletes them, and runs the next one."""
+    columns = ("token", "cookie", "boot_id", "directory_id", "owner", "type")
+    with JobManager(database, slots=len(columns)) as jobs:
+        damaged = [(jobs.submit(["sleep", "300"]).id, column, b"\x00\xff") for column in columns]
+        for job_id, _, _ in damaged:
+            jobs.wait(job_id, PATIENCE, until="started")
+        damage_rows(database, "job", damaged)
+        jobs.recover()
+        for job_id, _, _ in damaged:
+            jobs.delete_job(job_id)
+        ended = jobs.wait(jobs.submit(["true"]).id, PATIENCE)
+
+        assert ended.status is Status.COMPLETE
+        assert jobs.list_jobs() == [ended]
+
+
 def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adopted, due):
     """Garbage in any column of a pipeline stops no other schedule, job or adoption."""
     damaged = []
