@@ -409,8 +409,8 @@ class Recovery:
         try:
             with self._directories.open(run.name) as directory:
                 return recorded_namespace(directory)
-        except FileNotFoundError:
-            return None
+        except (StoreError, OSError, NewerProtocol):
+            return None  # gone or unreadable
 
     def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
         """Settle a job without a supervisor, after its orphans have ended."""

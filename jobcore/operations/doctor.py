@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -406,7 +406,8 @@ class Examination:
                 if held or job_directory.read_exit(directory, running.token) is not None:
                     return "" if held else "ended and not settled yet"
                 is_certain = directories.is_lock_of(directory, running.token)
-                namespace = recorded_namespace(directory)
+                with suppress(OSError):  # something else has its name
+                    namespace = recorded_namespace(directory)
                 what = "RUNNING with a free lock: the supervisor is dead"
         except (FileNotFoundError, DatabaseGone):
             what = "RUNNING without a directory"
