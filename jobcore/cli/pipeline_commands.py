@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 PAGE = 1000
 
 PipelineName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The pipeline's name, in any case, or its ID.")
+    str,
+    typer.Argument(
+        parser=stored_text, metavar="NAME", help="The pipeline's name, in any case, or its ID."
+    ),
 ]
 Words = Annotated[
     list[str] | None,
@@ -232,7 +235,7 @@ def show_pipeline(
 @pipeline.command("create")
 def create_pipeline(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    name: Annotated[str, typer.Argument(parser=stored_text, metavar="NAME", help="Its name.")],
     command: Words = None,
     *,
     script: Script = None,
@@ -296,7 +299,7 @@ def set_pipeline(
     command: Words = None,
     *,
     new_name: Annotated[
-        str | None, typer.Option("--name", metavar="TEXT", help="A new name.")
+        str | None, typer.Option("--name", parser=stored_text, metavar="TEXT", help="A new name.")
     ] = None,
     script: Script = None,
     schedule: ScheduleText = None,

@@ -16,7 +16,7 @@ import typer
 
 from jobcore.cli import output
 from jobcore.cli.app import STATUSES, full_id, show_parameters
-from jobcore.cli.values import integer, past
+from jobcore.cli.values import integer, past, stored_text
 from jobcore.errors import CommandError, JobcoreError
 from jobcore.lifecycle import Reason, Status
 
@@ -56,24 +56,39 @@ _OPTIONS: dict[str, Any] = {
     "name": Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="GLOB", help="Only jobs whose name matches, such as 'load *'."
+            "--name",
+            parser=stored_text,
+            metavar="GLOB",
+            help="Only jobs whose name matches, such as 'load *'.",
         ),
     ],
     "group": Annotated[
-        str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
+        str | None,
+        typer.Option(
+            "--group", parser=stored_text, metavar="NAME", help="Only jobs of this group."
+        ),
     ],
     "key": Annotated[
-        str | None, typer.Option("--key", metavar="TEXT", help="Only jobs with this key.")
+        str | None,
+        typer.Option("--key", parser=stored_text, metavar="TEXT", help="Only jobs with this key."),
     ],
     "workspace": Annotated[
         str | None,
         typer.Option(
-            "--workspace", metavar="NAME", help="Only jobs of the workspace of this name."
+            "--workspace",
+            parser=stored_text,
+            metavar="NAME",
+            help="Only jobs of the workspace of this name.",
         ),
     ],
     "pipeline": Annotated[
         str | None,
-        typer.Option("--pipeline", metavar="NAME", help="Only jobs of the pipeline of this name."),
+        typer.Option(
+            "--pipeline",
+            parser=stored_text,
+            metavar="NAME",
+            help="Only jobs of the pipeline of this name.",
+        ),
     ],
     "since": Annotated[
         datetime | None,

@@ -8,6 +8,7 @@ import typer
 
 from jobcore.cli import output
 from jobcore.cli.app import AsJson, command_group, open_manager
+from jobcore.cli.values import stored_text
 from jobcore.errors import CommandError
 
 if TYPE_CHECKING:
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 
 InWorkspace = Annotated[
     str | None,
-    typer.Option("--workspace", metavar="NAME", help="Name or ID of the workspace. [default]"),
+    typer.Option(
+        "--workspace",
+        parser=stored_text,
+        metavar="NAME",
+        help="Name or ID of the workspace. [default]",
+    ),
 ]
 OfWorkspace = Annotated[
     str | None,
-    typer.Option("--workspace", metavar="NAME", help="Only in this workspace. [all]"),
+    typer.Option(
+        "--workspace", parser=stored_text, metavar="NAME", help="Only in this workspace. [all]"
+    ),
 ]
 WorkspaceName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The workspace's name, or its ID.")
+    str, typer.Argument(parser=stored_text, metavar="NAME", help="The workspace's name, or its ID.")
 ]
 
 workspace_group = command_group(
@@ -68,7 +76,7 @@ def list_workspaces(ctx: typer.Context, *, as_json: AsJson = False) -> None:
 @workspace_group.command("create")
 def create_workspace(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    name: Annotated[str, typer.Argument(parser=stored_text, metavar="NAME", help="Its name.")],
     *,
     as_json: AsJson = False,
 ) -> None:

@@ -380,21 +380,30 @@ def test_run_hints_at_what_was_meant(database, words, hint):
 def test_name_is_utf_8_in_every_locale(database):
     """Its bytes are stored as typed. If they are not UTF-8, the error names the argument."""
 
-    def named(name):
+    def cli(arguments):
         return subprocess.run(
-            [sys.executable, "-m", "jobcore", "run", "--name", name, "--", "true"],
+            [sys.executable, "-m", "jobcore", *arguments],
             capture_output=True,
             env=environment(database, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
             timeout=2 * PATIENCE,
             check=False,
         )
 
-    stored, refused = named("Müll €".encode()), named("Müll".encode("latin-1"))
+    words = "Müll €".encode(), "Müll".encode("latin-1")
+    stored, refused = [cli(["run", "--name", word, "--", "true"]) for word in words]
 
     assert (stored.returncode, refused.returncode) == (0, 2)
     assert b"'--name': it must be UTF-8 text, not b'M\\xfcll'" in refused.stderr
     with JobManager(database, slots=0) as jobs:
         assert [job.name for job in jobs.list_jobs()] == ["Müll €"]
+    filters = ["--name", "Müll*"], ["--workspace", "default"]
+    for arguments in (["show", "Müll €"], *(["list", *one] for one in filters)):
+        found = cli(arguments)
+        assert (found.returncode, "Müll €".encode() in found.stdout) == (0, True), found
+    assert cli(["pipeline", "create", "Müll", "--", "true"]).returncode == 0
+    assert cli(["pipeline", "pause", "MÜLL"]).returncode == 0
+    with JobManager(database, slots=0) as jobs:
+        assert [(one.name, one.paused) for one in jobs.list_pipelines()] == [("Müll", True)]
 
 
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "limited"])
