@@ -403,7 +403,7 @@ def test_name_is_utf_8_in_every_locale(database):
     assert cli(["pipeline", "create", "Müll", "--", "true"]).returncode == 0
     assert cli(["pipeline", "pause", "MÜLL"]).returncode == 0
     with JobManager(database, slots=0) as jobs:
-        assert [(one.name, one.paused) for one in jobs.list_pipelines()] == [("Müll", True)]
+        assert [(one.name, bool(one.paused)) for one in jobs.list_pipelines()] == [("Müll", True)]
 
 
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "limited"])
