@@ -1547,8 +1547,8 @@ class JobManager:
         """
         Return the job as it is now, even if the process that ran it has died.
 
-        If it has written much that is not stored yet, this stores some of it, and an ended job
-        is RUNNING until all of it is stored, by a manager or by further calls.
+        If it has ended with much output that no manager has stored, this stores all of it first,
+        which can take a second for 50 MB. Of a running job, it stores some of it.
 
         Raises:
             JobNotFound: No job has this id.

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from uuid import UUID
 
@@ -185,22 +186,37 @@ class Recovery:
         """
         Reconcile within a read: if it cannot be done now, return the row as stored.
 
-        It imports up to `READ_BYTES` of output. To read all of it, call it again until the
-        offset reaches that of `written`, or does not change.
+        All output of a job that has ended is imported, in parts between which reads of other jobs
+        have their turns. Of a job that is alive, up to `READ_BYTES` are imported. To read all of
+        it, call this again until the offset reaches that of `written`, or does not change.
         """
-        attempt = partial(
-            self._try_to_reconcile,
-            run,
-            patience=tuning.READ_PATIENCE,
-            kill=kill,
-            until=until,
-            most=tuning.READ_BYTES,
-        )
-        try:
-            return DIRECTORY_WORKER.call(attempt, patience=tuning.READ_PATIENCE)
-        except DatabaseBusy as error:
-            self._postpone(run, error)
-            return run
+        end = None
+        while True:
+            attempt = partial(
+                self._try_to_reconcile,
+                run,
+                patience=tuning.READ_PATIENCE,
+                kill=kill,
+                until=until,
+                most=tuning.READ_BYTES,
+            )
+            try:
+                fresh = DIRECTORY_WORKER.call(attempt, patience=tuning.READ_PATIENCE)
+            except DatabaseBusy as error:
+                self._postpone(run, error)
+                return run
+            if (
+                fresh is None
+                or not fresh.supervised
+                or fresh.spool_offset - run.spool_offset < tuning.READ_BYTES
+                or time.monotonic() >= until
+                or not self.has_ended(fresh)
+            ):
+                return fresh
+            end = end or self.written(fresh)
+            if fresh.spool_offset > end:  # it writes on: only its lock file is gone
+                return fresh
+            run = fresh
 
     def _try_to_reconcile(
         self,
@@ -322,6 +338,16 @@ class Recovery:
         if not more:
             self._unresponsive.wake(run)  # no other process may be there to do it
         return more
+
+    @handed_over
+    def has_ended(self, run: Run) -> bool:
+        """Tell whether a job's directory has an exit record or no living supervisor."""
+        try:
+            with self._directories.open(run.name) as directory:
+                ending = job_directory.read_exit(directory, run.token or "")
+                return ending is not None or not self._directories.is_held(directory)
+        except (StoreError, OSError, NewerProtocol):
+            return False
 
     @handed_over
     def written(self, run: Run) -> int:
@@ -708,32 +734,20 @@ class Recovery:
             running = transitions.supervised(connection)
             owned = transitions.owned(connection)
         for run in running:
-            self._sweep_one(
-                run,
-                tuning.READ_PATIENCE,
-                resting=True,
-                kill=False,
-                until=math.inf,
-                most=tuning.READ_BYTES,
-            )
+            with suppress(NewerProtocol):
+                if self._has_more(run, output=True):
+                    self.try_to_reconcile(run)
         for run in owned:
             self.try_to_reconcile(run)
         self.decide(everything=True)
 
     def _sweep_one(
-        self,
-        run: Run,
-        patience: float | None,
-        *,
-        resting: bool,
-        kill: bool,
-        until: float,
-        most: float = math.inf,
+        self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
     ) -> Run | None:
         try:
             if not self._has_more(run, output=resting):
                 return run
-            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until, most=most)
+            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until)
         except NewerProtocol:
             return None
 

@@ -128,25 +128,38 @@ def test_log_of_much_output_ends_with_its_unfinished_line(database, monkeypatch)
     assert last == ["100000", "sure? "]
 
 
-def test_job_that_ended_with_much_output_is_settled_by_the_last_part(jobs, backlog):
-    """Its status is true at each look, and a wait goes on to the end."""
+@pytest.mark.parametrize("look", ["get_job", "list_jobs"])
+def test_job_that_ended_with_much_output_is_settled_at_once(jobs, backlog, look):
+    """All of it is stored before the first look returns, and the end is seen."""
     backlog.exit(0)
     backlog.die()
-    seen = jobs.get_job(backlog.id)
-    ended = jobs.wait(backlog.id)
+    jobs.refresh() if look == "list_jobs" else None
+    job = jobs.list_jobs()[0] if look == "list_jobs" else jobs.get_job(backlog.id)
 
-    assert seen.status is Status.RUNNING
-    assert (ended.status, ended.line_count) == (Status.COMPLETE, 40)
+    assert (job.status, job.line_count) == (Status.COMPLETE, 40)
 
 
-def test_dead_job_with_much_output_is_settled_by_the_last_part(jobs, backlog):
+def test_dead_job_with_much_output_is_settled_at_once(jobs, backlog):
     """All of its output is stored before it is lost."""
     backlog.die()
-    statuses = [jobs.get_job(backlog.id).status for _ in range(6)]
+    job = jobs.get_job(backlog.id)
 
-    assert statuses[0] is Status.RUNNING
-    assert statuses[-1] is Status.ERROR
-    assert jobs.get_job(backlog.id).line_count == 41
+    assert (job.status, job.line_count) == (Status.ERROR, 41)
+
+
+def test_read_of_a_job_that_writes_on_ends_though_its_lock_is_gone(jobs, backlog, monkeypatch):
+    """It imports what was written by then, and does not follow the job."""
+    recovery = parts(jobs).recovery
+    has_ended = recovery.has_ended
+
+    def write_on(run):
+        for _ in range(9):
+            backlog.write(b"y" * 65400 + b"\n")
+        return has_ended(run)
+
+    os.unlink(f"{backlog.path}/lock")
+    monkeypatch.setattr(recovery, "has_ended", write_on)
+    assert jobs.get_job(backlog.id).line_count >= 40
 
 
 def test_frame_without_lines_does_not_block_later_ones(jobs, scripted):
