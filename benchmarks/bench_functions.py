@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 import os
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 
 from benchmarks.peers import function_peers
 from benchmarks.timing import Goal, Series
-from jobcore import JobManager, function_command
+from jobcore import Command, FunctionExecutor, JobManager, function_command
 
 DEFAULT_N, QUICK_N = 50, 10
 
@@ -20,6 +21,8 @@ def measure(n: int, rounds: int, folder: str) -> list[Series]:
     command = Series("python -c pass as a job", "calls/s")
     calls = Series("one after the other", "calls/s", Goal(0.8, "ratio"), command)
     burst = Series(f"{2 * n} at once, 4 slots", "calls/s")
+    warm = Series("one after the other, warm", "calls/s")
+    warm_burst = Series(f"{2 * n} at once, 2 slots, warm", "calls/s", Goal(200))
     bare = Series("python -c pass, bare", "calls/s", peer=True)
     peers = function_peers(2 * n)
     call, nothing = function_command(operator.add, [1, 2]), [sys.executable, "-c", "pass"]
@@ -38,10 +41,30 @@ def measure(n: int, rounds: int, folder: str) -> list[Series]:
                 made = jobs.submit_many([call] * (2 * n), type="FUNCTION")
                 jobs.drain()
                 assert jobs.result(made[-1].id) == 3
+            measure_warm(place, call, n, warm, warm_burst)
         with bare.sample(n):
             for _ in range(n):
                 subprocess.run(nothing, check=True)
         for series, sample in peers:
             if not series.missing:
                 sample()
-    return [calls, command, burst, bare, *(series for series, _ in peers)]
+    return [calls, warm, command, burst, warm_burst, bare, *(series for series, _ in peers)]
+
+
+def measure_warm(place: str, call: Command, n: int, single: Series, burst: Series) -> None:
+    """Make the same calls by processes that warm interpreters fork, which have started before."""
+    executors = {"FUNCTION": FunctionExecutor(warm=True, preload=["operator"])}
+    is_warm = function_command(gc.get_freeze_count)  # a warm interpreter has frozen its objects
+    with JobManager(os.path.join(place, "warm.db"), slots=2, executors=executors) as jobs:
+        ready = False
+        while not ready:  # both supervisors make calls
+            made = jobs.submit_many([is_warm] * 4, type="FUNCTION")
+            ready = all(jobs.result(jobs.wait(job.id).id) for job in made)
+        with single.sample(n):
+            for _ in range(n):
+                job = jobs.wait(jobs.submit(call, type="FUNCTION").id)
+                assert jobs.result(job.id) == 3
+        with burst.sample(2 * n):
+            made = jobs.submit_many([call] * (2 * n), type="FUNCTION")
+            jobs.drain()
+            assert jobs.result(made[-1].id) == 3

@@ -94,6 +94,13 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_warm_functions_runs_as_printed(tmp_path):
+    """Calls return the same, fresh or warm."""
+    section = between("warm:", "end of warm")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_example_of_dependencies_runs_as_printed(tmp_path):
     """Jobs wait for others, and are cancelled where these end otherwise."""
     section = between("dependencies:", "end of dependencies")

@@ -111,7 +111,7 @@ system: Clock = SystemClock()
 executors: dict[str, Executor] = {
     "GREETING": Greeter(),
     "COMMAND": CommandExecutor(python="/usr/bin/python3"),
-    "FUNCTION": FunctionExecutor(python="/usr/bin/python3"),
+    "FUNCTION": FunctionExecutor(python="/usr/bin/python3", warm=2, preload=["shop.orders"]),
     "PIPELINE_RUN": PipelineExecutor(python="/usr/bin/python3"),
 }
 

@@ -123,6 +123,18 @@ SUPERVISOR_REAPED = "supervisor reaped"
 #: All failpoints of a keeper.
 KEEPER = (KEEPER_STARTED, KEEPER_ASKED, SUPERVISOR_FORKED, SUPERVISOR_REAPED)
 
+# --- a warm interpreter -------------------------------------------------------
+
+#: In the supervisor: the process of a warm interpreter is started; it is not ready.
+WARM_STARTED = "warm started"
+#: In the supervisor: a warm interpreter was asked to fork a process.
+WARM_ASKED = "warm asked"
+#: In the supervisor: a forked process may begin.
+WARM_SENT_OFF = "warm sent off"
+
+#: All failpoints of a warm interpreter.
+WARM = (WARM_STARTED, WARM_ASKED, WARM_SENT_OFF)
+
 # --- reaching them ----------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
 from jobcore.engine.postponement import in_words
 from jobcore.errors import CommandError, StoreError
-from jobcore.functions.call import is_interpreter
+from jobcore.functions.call import is_interpreter, warm_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
 from jobcore.storage import environments, filesystem, permissions, settlement, transitions
@@ -68,8 +68,8 @@ class Start:
 
     __slots__ = (
         "body", "boot_id", "calls_function", "command", "cookie", "failure", "grace_ms", "group",
-        "has_environment", "job_id", "name", "number", "parameters", "prepared", "timeout_ms",
-        "token", "type",
+        "has_environment", "job_id", "most_warm", "name", "number", "parameters", "prepared",
+        "timeout_ms", "token", "type", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +92,8 @@ class Start:
         self.grace_ms: int | None = None
         self.timeout_ms: int | None = None
         self.calls_function = False
+        self.warm: tuple[str, ...] | None = None  # the command line of a warm interpreter for it
+        self.most_warm = 0  # how many supervisors may have that
         self.failure: str | None = None  # why the host must end it after the claim
 
     def close(self) -> None:
@@ -279,6 +281,8 @@ class Launch:
                     f"the executor returned {type(command).__name__} instead of a Command"
                 )
             start.calls_function = is_interpreter(command)
+            if start.calls_function:
+                start.warm, start.most_warm = warm_interpreter(command)
             if row.parameters is not None:
                 from jobcore import parameters  # noqa: PLC0415 - only for jobs that have some
 
@@ -408,6 +412,7 @@ def _fields(
         "hands_over": hands_over,
         "redact": [encode(str(value)) for value in command.redact],
         "umask": command.umask,
+        "warm": None if start.warm is None else list(map(encode, start.warm)),
     }
 
 

@@ -42,6 +42,7 @@ class Supervisor(Peer):
     Attributes:
         token: The run that it was sent, until it sends `ENDED`; else None.
         keeper: The keeper that was asked to fork it; None: it was started without one.
+        warm: The command line of the warm interpreter that it may have; None: it has none.
     """
 
     def __init__(
@@ -50,17 +51,21 @@ class Supervisor(Peer):
         super().__init__(connection, starter)
         self.token: str | None = None
         self.keeper = keeper
+        self.warm: tuple[str, ...] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether it has a job, which it finishes."""
         return self.token is not None
 
-    def send(self, token: str, lock: int, directory: int, request: int) -> str:
+    def send(
+        self, token: str, lock: int, directory: int, request: int, *, warm: bool = False
+    ) -> str:
         """
         Send a run: its lock, its directory and the request made by `encode_request`.
 
-        The caller must close the descriptors in any case.
+        The caller must close the descriptors in any case. `warm` tells whether the supervisor may
+        have a warm interpreter for it.
 
         Returns:
             `"sent"`: it was sent, together with the lock. `"again"`: the socket had no room, and
@@ -69,7 +74,7 @@ class Supervisor(Peer):
         rights = struct.pack("3i", lock, directory, request)
         try:
             self._socket.sendmsg(
-                [messages.encode(messages.REQUEST, token)],
+                [messages.encode(messages.REQUEST, token, int(warm))],
                 [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
                 _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL,
             )
@@ -268,15 +273,29 @@ class SupervisorPool(ForkAware):
 
     def send(self, start: Start) -> Supervisor | None:
         """Send a job to a ready supervisor, and return that; None: no supervisor takes it now."""
-        for supervisor in self.supervisors:
-            if supervisor.ready:
-                answer = supervisor.send(
-                    start.token, start.prepared.lock, start.prepared.directory, start.body
-                )
-                if answer == "sent":
-                    return supervisor
+        wanted = start.warm
+        ready = [supervisor for supervisor in self.supervisors if supervisor.ready]
+        # Prefer one with the warm interpreter that the job needs, then one without any.
+        ready.sort(key=lambda one: (one.warm != wanted, one.warm is not None))
+        for supervisor in ready:
+            warm = wanted is not None and self._may_be_warm(supervisor, start)
+            answer = supervisor.send(
+                start.token, start.prepared.lock, start.prepared.directory, start.body, warm=warm
+            )
+            if answer == "sent":
+                if warm:
+                    supervisor.warm = wanted
+                return supervisor
                 # "again": the next round tries again. "gone": poll reports its end of file.
         return None
+
+    def _may_be_warm(self, supervisor: Supervisor, start: Start) -> bool:
+        """Tell whether a supervisor may have the warm interpreter of a job."""
+        if supervisor.warm == start.warm:
+            return True
+        number = sum(one.warm == start.warm for one in self.supervisors)
+        # Another one's place is taken only by the first, so that two do not replace each other.
+        return number == 0 or (number < start.most_warm and supervisor.warm is None)
 
     def wake_stopped(self) -> None:
         """Send SIGCONT to supervisors that were stopped, idle or with a job."""
@@ -324,9 +343,15 @@ class SupervisorPool(ForkAware):
             if supervisor.pid is None and waited > tuning.READY_PATIENCE:
                 supervisor.kill_starter()
                 self.remove_gone(supervisor)
-            elif supervisor.ready and waited > tuning.IDLE_SUPERVISOR:
+            elif (
+                supervisor.ready and waited > tuning.IDLE_SUPERVISOR and not self._keeps(supervisor)
+            ):
                 self.discard(supervisor)
         self.reap()
+
+    def _keeps(self, supervisor: Supervisor) -> bool:
+        """Tell whether an idle supervisor stays for its warm interpreter; one too many does not."""
+        return supervisor.warm is not None and len(self.supervisors) <= self.slots
 
     def discard(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor: it exits, after its job if it has one. Twice is harmless."""

@@ -12,7 +12,14 @@ from jobcore.engine.job_directories import Directories
 from jobcore.engine.procfs import ROOT
 from jobcore.errors import DatabaseBusy, StoreError
 from jobcore.storage.transitions import Run
-from jobcore.supervisor import NewerProtocol, job_directory, pids, process_tree, system_calls
+from jobcore.supervisor import (
+    NewerProtocol,
+    job_directory,
+    pids,
+    process_tree,
+    system_calls,
+    warm,
+)
 from jobcore.tuning import READ_PATIENCE
 
 #: The most processes of a job that are measured; it takes some 20 µs for each.
@@ -86,12 +93,13 @@ def _supervisor_of(directories: Directories, run: Run) -> int | None:
 
 
 def _read(entry: int) -> tuple[int, int] | None:
-    """Return the clock ticks and the resident pages of a process; None: it has ended."""
+    """Return the clock ticks and the resident pages of a process; None: it is none of the job."""
     try:
         with open(f"{ROOT}/{entry}/stat", "rb", buffering=0) as file:
-            fields = file.read(4096).rpartition(b")")[2].split()
+            head, _, rest = file.read(4096).rpartition(b")")
     except OSError:
         return None
-    if len(fields) <= _RSS or fields[0] in (b"Z", b"X"):
+    fields = rest.split()
+    if len(fields) <= _RSS or fields[0] in (b"Z", b"X") or head.partition(b"(")[2] == warm.NAME:
         return None
     return sum(map(int, fields[_UTIME : _CSTIME + 1])), int(fields[_RSS])

@@ -43,14 +43,24 @@ _INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
 
 def main() -> None:
     """Call the function that the payload on stdin names; return when its value is stored."""
-    payload = _take_payload()
-    directory = os.environ.pop(DIRECTORY)
-    identity = result_file.identify(directory)
-    me = os.getpid()
+    payload = take_payload()
+    prepare(payload)
+    make_call(payload)
+
+
+def prepare(payload: dict[str, Any]) -> None:
+    """Make this interpreter the one that a function expects: its path, its output, its log."""
     _hide_jobcore()
     sys.path[:] = merged_path(payload["path"], payload["python"], sys.path)
     flush_each_line()
     log_from_info_up()
+
+
+def make_call(payload: dict[str, Any]) -> None:
+    """Make a call in its process, in the environment of its job."""
+    directory = os.environ.pop(DIRECTORY)
+    identity = result_file.identify(directory)
+    me = os.getpid()
     termination = Termination()
     try:
         value = _call(payload)
@@ -227,14 +237,29 @@ class _Level(int):
         return int, (int(self),)
 
 
-def _take_payload() -> dict[str, Any]:
+def take_payload() -> dict[str, Any]:
     """Return the payload from stdin, and replace stdin by `/dev/null`."""
     data = bytearray()
     while chunk := os.read(0, 1 << 20):
         data += chunk
+    empty_stdin()
+    return read_payload(data)
+
+
+def empty_stdin() -> None:
+    """Replace stdin by `/dev/null`."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.close(null)
+
+
+def read_payload(data: bytes | bytearray) -> dict[str, Any]:
+    """
+    Return the payload in these bytes.
+
+    Raises:
+        SystemExit: It is from a newer jobcore.
+    """
     payload: dict[str, Any] = json.loads(data)
     if payload["version"] > VERSION:
         sys.exit("jobcore: this function was submitted by a newer jobcore than the one that runs")
@@ -284,8 +309,11 @@ def _store(name: str, value: Any, directory: str, identity: tuple[int, int]) -> 
 def _hide_own_frames() -> None:
     """Make the traceback that Python will print begin with the function's own code."""
     show = sys.excepthook
-    caller = sys._getframe(2)  # noqa: SLF001 - the line that called `main`
-    own = [id(caller.f_globals), id(globals()), id(vars(names)), id(vars(encoding))]
+    own = [id(vars(names)), id(vars(encoding))]
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None:  # up to the program itself
+        own.append(id(frame.f_globals))
+        frame = frame.f_back
 
     def show_rest(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None

@@ -17,6 +17,7 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any, cast
 
+from jobcore import checks
 from jobcore.command import Command
 from jobcore.errors import CommandError
 from jobcore.functions import encoding, names
@@ -42,6 +43,16 @@ sys.modules["jobcore"].__path__ = [sys.argv[1]]
 from jobcore.functions.__main__ import main
 main()
 """
+
+# The same for a warm interpreter. In the process that it forks for a call, `serve` returns.
+_WARM_STUB = _STUB.replace(
+    "jobcore.functions.__main__ import main\nmain()",
+    "jobcore.functions.warm import serve\nserve()()",
+)
+#: As many warm interpreters as there are supervisors, as a word of a command line.
+_ALL = "all"
+_MOST = 2**31 - 1
+_COLD = 4  # words of the command line of a call without a warm interpreter
 
 
 def function_command(
@@ -102,13 +113,16 @@ def is_function(command: Command) -> bool:
     return tuple(command.argv) == ARGV
 
 
-def in_interpreter(command: Command, python: str | None, directory: str | None) -> Command:
+def in_interpreter(
+    command: Command, python: str | None, directory: str | None, warm: Sequence[str] = ()
+) -> Command:
     """
     Return the command that a supervisor can run; unchanged if it calls no function.
 
     Args:
         python: The interpreter; None: that of this process.
         directory: The job directory.
+        warm: What `checked_warm` returned.
 
     Raises:
         CommandError: `python` is None, and this process does not know its interpreter.
@@ -120,7 +134,7 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
         raise CommandError("this process knows no Python interpreter: name one with `python=`")
     return replace(
         command,
-        argv=[program, "-c", _STUB, _PACKAGE],
+        argv=[program, "-c", _STUB, _PACKAGE, *warm],
         unbuffered=False,  # the interpreter flushes whole lines, which is cheaper
         # A log is not a terminal, even if the host's environment asks for colours.
         env={"NO_COLOR": "1", **command.env, DIRECTORY: directory or ""},
@@ -129,7 +143,47 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
 
 def is_interpreter(command: Command) -> bool:
     """Tell whether a command was made by `in_interpreter`, so that it leaves a result."""
-    return list(command.argv)[1:] == ["-c", _STUB, _PACKAGE] and DIRECTORY in command.env
+    return list(command.argv)[1:4] == ["-c", _STUB, _PACKAGE] and DIRECTORY in command.env
+
+
+def checked_warm(warm: object, preload: object) -> tuple[str, ...]:
+    """
+    Return the words that ask for a warm interpreter: how many, and the modules; or none.
+
+    Raises:
+        CommandError: `warm` is no number, or `preload` no list of names of modules.
+    """
+    if isinstance(preload, str) or not isinstance(preload, Sequence):
+        raise CommandError(f"preload must be a list of modules, not {preload!r}")
+    for name in preload:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise CommandError(f'a module in preload must be named "package.module", not {name!r}')
+        if name == "__main__":
+            raise CommandError(
+                "preload names __main__, the program itself, which a fresh interpreter does not "
+                "run: move its functions into a module"
+            )
+    if warm is False:
+        if preload:
+            raise CommandError("preload needs a warm interpreter: give warm=True")
+        return ()
+    count = _ALL if warm is True else str(checks.integer(warm, "warm", 1, _MOST, CommandError))
+    return (count, *preload)
+
+
+def warm_interpreter(command: Command) -> tuple[tuple[str, ...] | None, int]:
+    """
+    Return the command line of the warm interpreter for a call, and how many there may be.
+
+    Args:
+        command: What `in_interpreter` returned.
+    """
+    words = list(map(str, command.argv))
+    if len(words) == _COLD:
+        return None, 0
+    count, modules = words[_COLD], words[_COLD + 1 :]
+    most = _MOST if count == _ALL else int(count)
+    return (words[0], "-c", _WARM_STUB, _PACKAGE, *modules), most
 
 
 def describe(target: Callable[..., Any] | str) -> str:

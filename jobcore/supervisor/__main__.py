@@ -116,7 +116,7 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
 
     while not shutdown.requested:
         poll.modify(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.pending else 0))
-        ready = {descriptor for descriptor, _ in poll.poll(_LOOK_MS if channel.must_look else None)}
+        ready = identity.warm.wait(poll, _LOOK_MS if channel.must_look else None)
         if shutdown.fileno() in ready:
             continue  # `shutdown.requested` reads it
         if channel.pidfd in ready:

@@ -22,6 +22,7 @@ from jobcore.supervisor.spool import GONE, NO_SPACE
 from jobcore.supervisor.stop_requests import StopRequests
 from jobcore.supervisor.termination import Termination
 from jobcore.supervisor.values import ValueReader
+from jobcore.supervisor.warm import Warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,18 +116,22 @@ class Machine:
         """Return seconds since an arbitrary fixed moment."""
         return time.monotonic()
 
-    def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
+    def spawn(
+        self, program: Program, *, directory: int, oom_score: bytes | None, warm: Warm
+    ) -> Child:
         """
         Start the command, as `spawn.spawn` does.
 
         Raises:
             StartError: No process could be created.
         """
-        return spawn.spawn(program, directory=directory, oom_score=oom_score)
+        suits = program.warm is not None and program.stdin is not None and not program.pty
+        forks = warm.fork_or_start if suits else None
+        return spawn.spawn(program, directory=directory, oom_score=oom_score, forks=forks)
 
-    def tree(self, child: Child) -> ProcessTree:
-        """Return the process tree of the child that was spawned last."""
-        return ProcessTree(child.pid)
+    def tree(self, child: Child, others: set[int]) -> ProcessTree:
+        """Return the process tree of the child that was spawned last, without these children."""
+        return ProcessTree(child.pid, others)
 
 
 def read_clocks(machine: Machine) -> tuple[float, int]:
@@ -156,9 +161,10 @@ class Identity:
     Attributes:
         pid, boot_id, pid_namespace: For the `run` record; None: `/proc` does not provide it.
         oom_score: The inherited `oom_score_adj`, which commands get; None: it is unchanged.
+        warm: Its warm interpreter.
     """
 
-    __slots__ = ("boot_id", "oom_score", "pid", "pid_namespace")
+    __slots__ = ("boot_id", "oom_score", "pid", "pid_namespace", "warm")
 
     def __init__(
         self, boot_id: str | None, pid_namespace: int | None, oom_score: bytes | None
@@ -167,6 +173,7 @@ class Identity:
         self.boot_id = boot_id
         self.pid_namespace = pid_namespace
         self.oom_score = oom_score
+        self.warm = Warm()
 
 
 class Execution:
@@ -349,13 +356,15 @@ class Execution:
                 program,
                 directory=self._request.directory,
                 oom_score=self._identity.oom_score,
+                warm=self._identity.warm,
             )
         except spawn.StartError as error:
             self._fail(error)
             return
+        self._explain_fresh(program)
         if failpoints.armed:
             failpoints.reach(failpoints.FORKED)
-        self._tree = self._machine.tree(child)
+        self._tree = self._machine.tree(child, self._identity.warm.children)
         self._termination = Termination(
             self._tree,
             self._stop_requests,
@@ -383,6 +392,11 @@ class Execution:
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream, child.terminal)
         self._read_on()
+
+    def _explain_fresh(self, program: Program) -> None:
+        why = "" if program.warm is None else self._identity.warm.reason()
+        if why:
+            self._capture.write_system(f"called in a fresh interpreter: {why}")
 
     # --- the loop ---
 

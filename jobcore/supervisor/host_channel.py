@@ -29,15 +29,23 @@ class BadRequestError(Exception):
 
 
 class ReceivedRequest:
-    """A request as received: the token of its message, and three descriptors that we own now."""
+    """
+    A request as received: the token of its message, and three descriptors that we own now.
 
-    __slots__ = ("body", "directory", "lock", "token")
+    Attributes:
+        warm: Whether a warm interpreter may be started for it.
+    """
 
-    def __init__(self, token: str, lock: int, directory: int, body: int) -> None:
+    __slots__ = ("body", "directory", "lock", "token", "warm")
+
+    def __init__(
+        self, token: str, lock: int, directory: int, body: int, *, warm: bool = False
+    ) -> None:
         self.token = token
         self.lock = lock
         self.directory = directory
         self.body = body
+        self.warm = warm
 
 
 class HostChannel:
@@ -122,11 +130,16 @@ class HostChannel:
                 descriptors are closed, which frees its lock. The supervisor must exit.
         """
         received = self.receive_descriptors(messages.REQUEST, messages.DESCRIPTORS)
-        return None if received is None else ReceivedRequest(received[0], *received[1])
+        if received is None:
+            return None
+        message, descriptors = received
+        return ReceivedRequest(message.token, *descriptors, warm=message.number != 0)
 
-    def receive_descriptors(self, kind: int, count: int) -> tuple[str, list[int]] | None:
+    def receive_descriptors(
+        self, kind: int, count: int
+    ) -> tuple[messages.Notice, list[int]] | None:
         """
-        Return token and descriptors of the next message, as `receive` does.
+        Return the next message and its descriptors, as `receive` does.
 
         Args:
             kind: What it must be.
@@ -168,7 +181,7 @@ class HostChannel:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise BadRequestError from error
-        return message.token, descriptors
+        return message, descriptors
 
     def refuse(self) -> None:
         """Refuse new requests: sending one raises BrokenPipeError. Queued requests stay."""

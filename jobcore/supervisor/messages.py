@@ -20,7 +20,8 @@ OUTPUT = 3
 ENDED = 4
 # The number is the errno that keeps output from being written; 0: it is written again.
 HELD = 6
-# From host to supervisor, with three descriptors: lock, directory, request.
+# From host to supervisor, with three descriptors: lock, directory, request. The number is 1 if
+# the supervisor may have a warm interpreter for it.
 REQUEST = 5
 # From host to keeper, with one descriptor: the socket for a new supervisor. A keeper sends READY.
 FORK = 7

@@ -19,6 +19,7 @@ from jobcore.supervisor import pids, system_calls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Container
 else:
     import _signal
 
@@ -29,6 +30,10 @@ class ProcessTree:
     """
     The descendants of this process, all of them of one job.
 
+    Args:
+        main: The pid of the command.
+        others: The pids of children that are no part of the job; those that end are removed.
+
     Attributes:
         main: The pid of the command.
         status: The command's wait status, undecoded; None until it is reaped.
@@ -37,8 +42,9 @@ class ProcessTree:
         max_rss: The largest resident set among them, in bytes.
     """
 
-    def __init__(self, main: int) -> None:
+    def __init__(self, main: int, others: set[int] | None = None) -> None:
         self.main = main
+        self._others: set[int] = set() if others is None else others
         self.status: int | None = None
         self.left = True
         self.cpu_us = 0
@@ -65,13 +71,35 @@ class ProcessTree:
                 self.left = False
                 return main_ended
             if pid == 0:
+                self.left = not self._others or self._has_children()
                 return main_ended
+            if pid in self._others:
+                self._others.discard(pid)
+                continue
             self.cpu_us += round((usage.ru_utime + usage.ru_stime) * 1_000_000)
             self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
             self._signalled.discard(pid)  # the pid may be reused by another process of the job
             if pid == self.main:
                 self.status = status
                 main_ended = True
+
+    def children(self) -> list[int]:
+        """
+        Return the pids of the direct children that belong to the job.
+
+        Raises:
+            OSError: They cannot be listed now.
+        """
+        return [pid for pid in children() if pid not in self._others]
+
+    def _descendants(self, *, children_only: bool = False) -> list[Process]:
+        return descendants(children_only=children_only, without=self._others)
+
+    def _has_children(self) -> bool:
+        try:
+            return bool(self.children())
+        except OSError:
+            return True  # they cannot be listed now: look again later
 
     def stop(self, number: int, *, group: bool) -> None:
         """
@@ -83,13 +111,17 @@ class ProcessTree:
                 only the main process, which may need its children to end cleanly.
         """
         try:
-            strays = [pid for pid in children() if pid != self.main and not self._in_group(pid)]
+            strays = [
+                pid for pid in self.children() if pid != self.main and not self._in_group(pid)
+            ]
         except OSError:
             strays = []  # `end_rest` and `kill` will reach them: do not delay the others
         if group:
             self._signal_group(number)
             try:
-                self._signalled.update(one.pid for one in descendants() if self._in_group(one.pid))
+                self._signalled.update(
+                    one.pid for one in self._descendants() if self._in_group(one.pid)
+                )
             except OSError:
                 pass  # then some may get a second signal from `end_rest`
             for pid in strays:
@@ -118,7 +150,7 @@ class ProcessTree:
             OSError: Some could not be examined now, and got no signal yet.
         """
         asked = []
-        for one in descendants():
+        for one in self._descendants():
             if one.pid == self.main or one.pid in self._signalled or not (one.direct or everyone):
                 continue
             if one.direct:
@@ -153,7 +185,7 @@ class ProcessTree:
         Raises:
             OSError: They cannot be listed now.
         """
-        return [str(one) for one in descendants() if one.pid != self.main]
+        return [str(one) for one in self._descendants() if one.pid != self.main]
 
     def kill(self) -> list[str]:
         """
@@ -167,11 +199,11 @@ class ProcessTree:
         """
         # Search the whole tree only once: this must be faster than a process that keeps forking.
         try:
-            found = descendants(children_only=bool(self._killed))
+            found = self._descendants(children_only=bool(self._killed))
         finally:
             self._signal_group(_signal.SIGKILL)
         new = [one for one in found if one.pid not in self._killed]
-        for pid in children():
+        for pid in self.children():
             _signal_child(pid, _signal.SIGKILL)
         self._killed.update(one.pid for one in new)
         return [str(one) for one in new]
@@ -248,9 +280,13 @@ class Process:
         return True
 
 
-def descendants(*, children_only: bool = False) -> list[Process]:
+def descendants(*, children_only: bool = False, without: Container[int] = ()) -> list[Process]:
     """
     Return the living descendants of this process, parents first; without /proc, none.
+
+    Args:
+        children_only: Leave out the descendants of its children.
+        without: Children to leave out with their descendants.
 
     Raises:
         OSError: They cannot be listed now.
@@ -269,7 +305,7 @@ def descendants(*, children_only: bool = False) -> list[Process]:
             facts = None if entry in seen else read_stat(entry)
             pid = None if facts is None else pids.translate(entry, level)
             seen.add(entry)
-            if facts is None or pid is None:
+            if facts is None or pid is None or (parent == own and pid in without):
                 continue
             found.append(Process(pid, entry, facts[1], facts[0], direct=parent == own))
             if not children_only:

@@ -56,7 +56,15 @@ class Request:
         "token",
     )
 
-    def __init__(self, token: str, lock: int, directory: int, fields: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        token: str,
+        lock: int,
+        directory: int,
+        fields: dict[str, Any],
+        *,
+        warm: bool = False,
+    ) -> None:
         self.token = token
         self.lock = lock
         self.directory = directory
@@ -71,6 +79,7 @@ class Request:
             stdout_to=fields.get("stdout_to"),
             pty=fields.get("pty", False),
             hands_over=tuple(fields.get("hands_over", ())),
+            warm=fields.get("warm") if warm else None,
         )
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]
@@ -113,7 +122,7 @@ def accept(received: ReceivedRequest) -> Request | None:
                 raise NewerProtocol(fields["version"])
             if fields["token"] != received.token:
                 raise ValueError("the request is of another run than its message")
-            request = Request(received.token, lock, received.directory, fields)
+            request = Request(received.token, lock, received.directory, fields, warm=received.warm)
             lock = received.directory = -1
             return request
         return None

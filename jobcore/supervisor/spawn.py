@@ -95,7 +95,7 @@ class Program:
 
     __slots__ = (
         "argv", "cwd", "env", "hands_over", "pty", "separate_streams", "stdin", "stdout_to",
-        "umask",
+        "umask", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +110,7 @@ class Program:
         stdout_to: bytes | None = None,
         pty: bool = False,
         hands_over: tuple[str, ...] = (),
+        warm: list[bytes] | None = None,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -120,6 +121,7 @@ class Program:
         self.stdout_to = stdout_to
         self.pty = pty
         self.hands_over = hands_over  # the names of its values, as in `values`
+        self.warm = warm  # the command line of an interpreter that may fork it; None: none may
 
 
 class Child:
@@ -155,13 +157,17 @@ class Child:
         self.terminal = terminal
 
 
-def make_subreaper() -> bool:
+def make_subreaper(*, on: bool = True) -> bool:
     """Make this process the parent of orphans of its jobs. A forked child is no subreaper."""
-    return bool(_prctl(36, 1, 0, 0, 0) == 0)
+    return bool(_prctl(36, on, 0, 0, 0) == 0)
 
 
 def spawn(
-    program: Program, *, directory: int | None = None, oom_score: bytes | None = None
+    program: Program,
+    *,
+    directory: int | None = None,
+    oom_score: bytes | None = None,
+    forks: Callable[[Program, Start], int] | None = None,
 ) -> Child:
     """
     Start the command. When this returns, the process may not have reached its exec yet.
@@ -169,6 +175,7 @@ def spawn(
     Args:
         directory: A descriptor of a directory for a temporary FIFO; None: do not use one.
         oom_score: The value for the command's `oom_score_adj`; None: leave it.
+        forks: Makes the process; None: `fork`.
 
     Raises:
         StartError: No process could be created.
@@ -202,18 +209,10 @@ def spawn(
         stdin = terminal
         if program.stdin is not None and program.stdin[0] == "data":
             stage = STDIN
-            stdin = _make_stdin(program.stdin[1], opened)
+            stdin = make_stdin(program.stdin[1], opened)
         stage = FORK
         given.update({0: stdin, 1: writer, 2: error_writer})
-        start = _Start(given, report_writer, oom_score, control)
-        # Block the only signal that may have a handler, which must not run in the child.
-        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _run_in_child(program, start)
-        finally:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        pid = (forks or fork)(program, Start(given, report_writer, oom_score, control))
     except OSError as error:
         for descriptor in opened:
             os.close(descriptor)
@@ -223,6 +222,19 @@ def spawn(
         if descriptor not in readers:
             os.close(descriptor)
     return Child(pid, report, outputs, reports, terminal, handed)
+
+
+def fork(program: Program, start: Start) -> int:
+    """Fork the process of a command, and return its pid."""
+    # Block the only signal that may have a handler, which must not run in the child.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _run_in_child(program, start)
+        return pid
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
 def _open_pipes(
@@ -350,7 +362,7 @@ def explain(program: Program, stage: str, number: int, mask: Callable[[bytes], b
     return f"cannot start {name}: {words} ({code})"
 
 
-def _make_stdin(data: bytes, opened: list[int]) -> int:
+def make_stdin(data: bytes, opened: list[int]) -> int:
     """Return a descriptor for stdin with `data`: a file, because writing to a pipe could block."""
     descriptor = system_calls.make_memory_file("stdin")
     opened.append(descriptor)
@@ -361,7 +373,7 @@ def _make_stdin(data: bytes, opened: list[int]) -> int:
     return descriptor
 
 
-class _Start:
+class Start:
     """The facts that the child needs besides the command, prepared before the fork."""
 
     __slots__ = ("control", "given", "oom_score", "parent", "report")
@@ -372,15 +384,16 @@ class _Start:
         report: int,
         oom_score: bytes | None,
         control: int,
+        parent: int | None = None,
     ) -> None:
         self.control = control  # the ioctl that gives a session its terminal; 0: it has none
         self.given = given  # descriptors by their number in the command; negative: inherit
         self.report = report
         self.oom_score = oom_score
-        self.parent = os.getpid()
+        self.parent = os.getpid() if parent is None else parent  # the supervisor
 
 
-def _run_in_child(program: Program, start: _Start) -> NoReturn:
+def _run_in_child(program: Program, start: Start) -> NoReturn:
     """Run the command in the child. It never returns, so the child runs no other code."""
     stage = EXEC
     number = 0
@@ -400,14 +413,29 @@ def _run_in_child(program: Program, start: _Start) -> NoReturn:
         number = error.errno or 0
     except BaseException:  # noqa: BLE001 - such as a NUL byte in an argument, or MemoryError
         number = errno.EINVAL
+    report_failure(start, stage, number)
+
+
+def report_failure(start: Start, stage: str, number: int) -> NoReturn:
+    """Report from the child why the command could not start, and end it."""
     try:
         os.write(start.report, encode_report(stage, number))
     finally:
         os._exit(exit_code_of(stage, number))
 
 
-def _reset(start: _Start) -> None:
+def _reset(start: Start) -> None:
     """Reset in the child everything that belongs to the supervisor."""
+    take_place(start)
+    for number in (*IGNORED, _signal.SIGTERM):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    if start.oom_score is not None:
+        set_oom_score(start.oom_score)
+
+
+def take_place(start: Start) -> None:
+    """Have a process group, and the descriptors of a command; die with the supervisor."""
     # A process group, but no session, unless it has a terminal. The first terminal that a session
     # leader opens becomes its controlling terminal, and closing that would end the command.
     if start.control:
@@ -420,14 +448,9 @@ def _reset(start: _Start) -> None:
     _install_descriptors(start)
     # Before anything that can block, because the lock and the sockets are among them.
     close_others(*start.given, start.report)
-    for number in (*IGNORED, _signal.SIGTERM):
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-    if start.oom_score is not None:
-        _set_oom_score(start.oom_score)
 
 
-def _install_descriptors(start: _Start) -> None:
+def _install_descriptors(start: Start) -> None:
     """Put the descriptors at their numbers in the command, and set its terminal."""
     # No descriptor that is still needed may have a number that another one gets.
     if start.report in start.given:
@@ -455,7 +478,8 @@ def close_others(*keep: int) -> None:
         first = descriptor + 1
 
 
-def _set_oom_score(score: bytes) -> None:
+def set_oom_score(score: bytes) -> None:
+    """Set this process's `oom_score_adj`, if that is possible."""
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(descriptor, score)

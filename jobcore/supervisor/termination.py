@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from jobcore.supervisor.process_tree import ProcessTree, children
+from jobcore.supervisor.process_tree import ProcessTree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class Termination:
         try:
             killed = self._tree.kill()
             is_late = self._killing_since is not None and now - self._killing_since > KILL_FOR
-            unreaped = tuple(children()) if is_late else ()
+            unreaped = tuple(self._tree.children()) if is_late else ()
         except OSError:
             # They cannot be listed now, and only the group was killed. The others must get SIGKILL
             # before they count as unkillable.

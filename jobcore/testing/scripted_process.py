@@ -13,6 +13,7 @@ from jobcore.supervisor import frames, result_file, spawn
 from jobcore.supervisor.execution import Machine
 from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spawn import Child, Program
+from jobcore.supervisor.warm import Warm
 from jobcore.testing.script import Script
 
 #: Base of the pids of scripted commands: above the highest pid of Linux.
@@ -236,14 +237,16 @@ class ScriptedMachine(Machine):
         """Return seconds since an arbitrary fixed moment."""
         return self._clock.monotonic()
 
-    def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
+    def spawn(
+        self, program: Program, *, directory: int, oom_score: bytes | None, warm: Warm
+    ) -> Child:
         """
         Start the script in place of the command.
 
         Raises:
             StartError: There is no script, or too few file descriptors are free.
         """
-        del directory, oom_score  # there is no process that needs them
+        del directory, oom_score, warm  # there is no process that needs them
         if self._script is None:
             raise spawn.StartError("script", errno.ENOENT)
         try:
@@ -252,7 +255,8 @@ class ScriptedMachine(Machine):
             raise spawn.StartError(spawn.PIPE, error.errno or 0) from error
         return self.processes.child
 
-    def tree(self, child: Child) -> ScriptedProcesses:
+    def tree(self, child: Child, others: set[int]) -> ScriptedProcesses:
         """Return the processes that `spawn` has begun."""
+        del others
         assert self.processes is not None and self.processes.child is child  # noqa: S101, PT018 - spawned
         return self.processes

@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant(
         "orphans do not come to the supervisor",
         "supervisor/spawn.py",
-        "    return bool(_prctl(36, 1, 0, 0, 0) == 0)\n",
+        "    return bool(_prctl(36, on, 0, 0, 0) == 0)\n",
         "    return True\n",
         (SUPERVISOR, STOPS),
     ),

@@ -137,9 +137,9 @@ def no_room(monkeypatch, times):
     tried = []
     send = Supervisor.send
 
-    def send_later(self, token, *request):
+    def send_later(self, token, *request, **options):
         tried.append(token)
-        return "again" if len(tried) <= times else send(self, token, *request)
+        return "again" if len(tried) <= times else send(self, token, *request, **options)
 
     monkeypatch.setattr(Supervisor, "send", send_later)
     return tried

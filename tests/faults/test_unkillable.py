@@ -30,7 +30,7 @@ def end(process):
 def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
     """SIGKILL does not end an uninterruptible sleep: the job ends, and names the process."""
     monkeypatch.setattr(ScriptedProcesses, "kill", lambda _: [])
-    monkeypatch.setattr(termination, "children", lambda: [4242])
+    monkeypatch.setattr(process_tree, "children", lambda: [4242])
     monkeypatch.setattr(
         termination, "KILL_ROUND", 0.5
     )  # twenty vain kills are as good as thousands

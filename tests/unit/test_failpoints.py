@@ -32,7 +32,7 @@ def armed():
 
 def test_every_point_has_a_name_a_side_and_an_explanation():
     """Each failpoint belongs to one side, and a sentence says what comes before it."""
-    points = [*failpoints.HOST, *failpoints.SUPERVISOR, *failpoints.KEEPER]
+    points = [*failpoints.HOST, *failpoints.SUPERVISOR, *failpoints.KEEPER, *failpoints.WARM]
 
     assert points == [getattr(failpoints, name) for name in EXPLAINED]
     assert len(set(points)) == len(points)
@@ -54,6 +54,7 @@ def test_every_point_is_reached_somewhere():
     assert sorted(set(failpoints.HOST) - reached_in(".")) == []
     assert sorted(set(failpoints.SUPERVISOR) - reached_in("supervisor")) == []
     assert sorted(set(failpoints.KEEPER) - reached_in(".")) == []
+    assert sorted(set(failpoints.WARM) - reached_in("supervisor")) == []
 
 
 def test_unarmed_nothing_happens():

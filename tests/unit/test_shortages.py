@@ -154,7 +154,7 @@ class Never:
 
 
 @pytest.fixture
-def ending(monkeypatch):
+def ending():
     """Return a termination of such a tree, and what it logs."""
     lines = []
     tree = Tree()
@@ -162,7 +162,7 @@ def ending(monkeypatch):
         tree, Never(), Never(), lines.append,
         grace=1.0, linger=1.0, stop_signal=signal.SIGTERM, stop_group=False,
     )  # fmt: skip
-    monkeypatch.setattr(termination, "children", lambda: refuse() if tree.short else [1])
+    tree.children = lambda: refuse() if tree.short else [1]
     return made, tree, lines
 
 
