@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 
@@ -83,7 +84,7 @@ class Recorder:
                 frame.partial,
             )
             for frame in frames.scan(data)
-            for raw in frames.split_lines(data, frame)
+            for raw in io.BytesIO(data[frame.start : frame.end])
         ]
 
     def close(self):
