@@ -7,6 +7,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import typer
+
 from jobcore.cli.values import stored_text
 from jobcore.errors import CommandError
 
@@ -42,7 +44,10 @@ def full_id(
     Raises:
         CommandError: Several jobs have an id that begins so, or, with `unique`, this name.
     """
-    text = stored_text(text)
+    try:
+        text = stored_text(text)
+    except typer.BadParameter:
+        return text  # no job has such a name
     if number := re.fullmatch(r"#?(\d{1,18})", text, re.ASCII):
         page = jobs.list_jobs(before=int(number[1]) + 1, limit=1)
         if page and page[0].number == int(number[1]):

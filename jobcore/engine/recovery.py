@@ -207,6 +207,7 @@ class Recovery:
                 return run
             if (
                 fresh is None
+                or fresh is run  # as stored, perhaps with damaged columns
                 or not fresh.supervised
                 or fresh.spool_offset - run.spool_offset < tuning.READ_BYTES
                 or time.monotonic() >= until
