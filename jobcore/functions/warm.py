@@ -67,12 +67,15 @@ _libc.getenv.restype = ctypes.c_void_p
 
 def serve() -> Callable[[], None]:
     """Load the modules, and fork for each call; return, in a forked process, what calls."""
+    interpreter = os.getpid()
     call = None
     try:
         call = WarmInterpreter(sys.argv[2:]).run()
     finally:
         if call is None:
-            os._exit(0)  # the host is gone, or it is of no use: there is nothing to clean up
+            # The host is gone, or it is of no use: there is nothing to clean up. The process of a
+            # call must not look as if it had made the call.
+            os._exit(0 if os.getpid() == interpreter else 1)
     return call
 
 
@@ -176,7 +179,10 @@ class WarmInterpreter:
             self._send(REFUSED)
         elif self._fork():
             start = spawn.Start(places, report, fields["oom_score"], 0, fields["parent"])
-            self._become(fields, go, start)
+            try:
+                self._become(fields, go, start)
+            except OSError as error:  # no descriptor is free, for example
+                spawn.report_failure(start, spawn.EXEC, error.errno or 0)
             return payload
         for descriptor in descriptors:
             os.close(descriptor)
@@ -241,7 +247,6 @@ class WarmInterpreter:
             os.chdir(fields["cwd"])
         except OSError as error:
             spawn.report_failure(start, spawn.CHDIR, error.errno or 0)
-        os.close(start.report)
         empty_stdin()
         for name in list(os.environb):
             if name.startswith(OF_JOB):
@@ -253,6 +258,7 @@ class WarmInterpreter:
         numpy = sys.modules.get("numpy.random")
         if numpy is not None:
             numpy.seed()
+        os.close(start.report)  # last: from here on, the call counts as started
 
     def _send(self, kind: bytes, rest: bytes = b"") -> None:
         self._socket.send(kind + rest, _socket.MSG_NOSIGNAL)

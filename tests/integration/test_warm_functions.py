@@ -349,6 +349,26 @@ def test_modules_that_cannot_be_shared_are_named_once(database, warmed, source, 
     assert told == expected
 
 
+def test_call_that_cannot_begin_is_not_complete(database, warmed):
+    """Its process has no descriptor left, so the function was not called, and the job says so."""
+    (warmed.parent / "limits.py").write_text(
+        "import os, resource\n"
+        "def limit():\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "os.register_at_fork(after_in_child=limit)\n"
+    )
+    with manager(database, preload=("warmed", "limits")) as jobs:
+        ended = []
+
+        def is_refused():
+            ended.append(call(jobs, "is_warm"))
+            return ended[-1].status != Status.COMPLETE
+
+        until(is_refused, "a call that cannot begin")
+        assert [jobs.result(job.id) for job in ended[:-1]] == [False] * len(ended[:-1])
+        assert ended[-1].reason == Reason.SPAWN_FAILED
+
+
 # --- an interpreter, a supervisor or a host that dies ---
 
 
