@@ -130,7 +130,9 @@ class WarmInterpreter:
             try:
                 __import__(name)
             except BaseException as error:  # noqa: BLE001 - a module may even exit
-                return f"{name} cannot be imported: {type(error).__name__}: {error}"
+                # Other errors may contain a secret, and the line is in the log of another job.
+                words = f": {error}" if isinstance(error, (ImportError, SystemExit)) else ""
+                return f"{name} cannot be imported: {type(error).__name__}{words}"
         why = self._left_behind(opened)
         if why:
             return f"the import of {', '.join(self._modules)} {why}"

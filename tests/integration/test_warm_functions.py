@@ -324,9 +324,10 @@ def test_call_with_another_search_path_is_fresh(database, tmp_path, monkeypatch)
         ("import nowhere",
          "bad cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("raise SystemExit(3)", "bad cannot be imported: SystemExit: 3"),
+        ("import os; raise ValueError(os.environ['PATH'])", "bad cannot be imported: ValueError"),
         ("import os; os._exit(3)", None),
     ],
-    ids=["thread", "process", "descriptor", "import", "exit", "end"],
+    ids=["thread", "process", "descriptor", "import", "exit", "secret", "end"],
 )  # fmt: skip
 def test_modules_that_cannot_be_shared_are_named_once(database, warmed, source, why):
     """Calls get fresh interpreters, and a line in the log of one of them says why."""
