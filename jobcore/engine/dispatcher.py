@@ -159,7 +159,8 @@ class Dispatcher(ForkAware):
 
     def connected(self) -> set[int]:
         """Return the numbers of the jobs whose supervisors have taken them, and report here."""
-        return {one.run.number for one in self._claims.values() if one.supervisor and one.accepted}
+        claims = list(self._claims.values())  # at once: another thread may close this manager
+        return {one.run.number for one in claims if one.supervisor and one.accepted}
 
     def is_idle(self) -> bool:
         """

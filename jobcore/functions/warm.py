@@ -139,6 +139,7 @@ class WarmInterpreter:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
+        _libc.fflush(None)  # else each call would write what C libraries have buffered
         self._files = _files()
         if any(changed > started for _, _, changed, _ in self._files.values()):
             return "the file of a module has just changed"

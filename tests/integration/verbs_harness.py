@@ -25,7 +25,7 @@ from tests.verbs import call_all, call_each
 _LOADED = ["rich.console", "rich.table", "sqlalchemy.dialects.sqlite"]
 _LOADED += [module.name for module in pkgutil.walk_packages(jobcore.__path__, "jobcore.")]
 for _name in _LOADED:
-    if not _name.endswith("__main__"):
+    if not _name.endswith(("__main__", "pytest_plugin")):  # pytest loads that one itself
         importlib.import_module(_name)
 commands.load_all()
 typer.main.get_command = cache(typer.main.get_command)
