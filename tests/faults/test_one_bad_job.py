@@ -297,7 +297,10 @@ def test_stop_reaches_its_job_while_its_directory_cannot_be_opened(
         until(lambda: not carrying(cookie), "the end of the command")
     job = running_jobs.wait(job.id, PATIENCE)
 
-    assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
+    # If this manager hears of the end while the directory is missing, that is all it can say.
+    reasons = {"shutdown", "lost"} if number == errno.ENOENT else {"shutdown"}
+    assert job.status is Status.STOPPED
+    assert str(job.reason) in reasons
 
 
 def test_error_of_an_undelivered_stop_says_what_happens_next(running_jobs, monkeypatch):
