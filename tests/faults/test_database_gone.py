@@ -104,7 +104,7 @@ def types_in(database):
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 @in_rounds(smoke=1, full=20)
-def test_who_uses_a_file_that_is_gone_is_told_and_jobs_go_on(tmp_path, rounds, how):
+def test_user_of_a_missing_file_gets_an_error_and_jobs_go_on(tmp_path, rounds, how):
     """Without its file every call raises DatabaseGone; with the file back, the jobs are settled."""
     for chance in rounds:
         folder = tmp_path / str(rounds.number)

@@ -72,7 +72,7 @@ def until_ended(database, job_id):
 
 
 @in_rounds(smoke=2, full=30)
-def test_jobs_lose_nothing_behind_a_locked_database(tmp_path, rounds):
+def test_jobs_lose_nothing_while_the_database_is_locked(tmp_path, rounds):
     """Commands print and end while nothing can be stored; then all of it comes by itself."""
     for chance in rounds:
         database = str(tmp_path / f"{rounds.facts['round']}.db")

@@ -143,7 +143,7 @@ def possible(kind, point, deed):
 
 
 @in_rounds(smoke=12, full=len(CASES), long=True)
-def test_behind_every_step_anything_may_happen(tmp_path, rounds, fork_server):
+def test_anything_may_happen_after_every_step(tmp_path, rounds, fork_server):
     """At each step host or supervisor die or wait: what comes of the job is one of few truths."""
     cases = rounds.chance().sample(CASES, len(CASES))
     reached = set()

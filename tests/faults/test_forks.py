@@ -117,7 +117,7 @@ def fork_again_and_again(say, database, seeds):
 
 
 @in_rounds(smoke=2, full=200, long=True)
-def test_what_parent_and_children_write_at_once_is_there(database, rounds):
+def test_all_concurrent_writes_of_parent_and_children_are_kept(database, rounds):
     """Forks in the middle of other threads' transactions neither lose nor block anything."""
     seeds = [rounds.chance(number).random() for number in rounds.numbers()]
     with host(fork_again_and_again, database, seeds) as process:

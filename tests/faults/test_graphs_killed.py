@@ -135,7 +135,7 @@ def began_wrong(task, attempts, lines):
 
 
 @in_rounds(smoke=2, full=60)
-def test_graph_runs_as_it_should_whoever_is_killed(rounds, tmp_path):
+def test_graph_runs_as_it_should_while_processes_are_killed(rounds, tmp_path):
     """Each job ends as the graph says, none begins too early, none is stuck or done twice."""
     for chance in rounds:
         folder = tmp_path / str(rounds.number)

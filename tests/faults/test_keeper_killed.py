@@ -69,7 +69,7 @@ def test_no_command_outlives_its_supervisor_and_keeper(tmp_path, rounds):
 
 
 @in_rounds(smoke=4, full=200, long=True)
-def test_jobs_are_true_whatever_becomes_of_the_keeper(tmp_path, rounds):
+def test_jobs_are_true_while_keepers_are_killed(tmp_path, rounds):
     """Keepers are killed at any moment, with and without supervisors, under jobs that run."""
     struck = 0
     for chance in rounds:

@@ -116,7 +116,7 @@ def wrong_with_attempts(job, found, said):
 
 
 @in_rounds(smoke=1, full=40, long=True)
-def test_queue_keeps_its_rules_whichever_hosts_are_killed(rounds, tmp_path):
+def test_queue_keeps_its_rules_while_hosts_are_killed(rounds, tmp_path):
     """Keys, limits, dependencies and attempts are exact, and each hook runs at least once."""
     for chance in rounds:
         folder = tmp_path / str(rounds.number)

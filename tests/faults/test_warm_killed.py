@@ -16,7 +16,7 @@ from tests.processes import PATIENCE, carrying, until
 
 
 @in_rounds(smoke=3, full=60)
-def test_warm_calls_are_true_whoever_is_killed(tmp_path, monkeypatch, rounds):
+def test_warm_calls_are_true_while_processes_are_killed(tmp_path, monkeypatch, rounds):
     """What a COMPLETE job has done is there once; no process of a lost one is left."""
     modules = tmp_path / "modules"
     modules.mkdir()

@@ -580,7 +580,7 @@ def burst(say, database, point, victim):
 
 @pytest.mark.parametrize("victim", ["host", "keeper"])
 @pytest.mark.parametrize("point", [failpoints.KEEPER_STARTED, failpoints.KEEPER_ASKED])
-def test_jobs_are_true_whoever_is_killed_at_a_step_of_the_host(database, point, victim):
+def test_jobs_are_true_when_a_process_is_killed_at_a_step_of_the_host(database, point, victim):
     """All of them end by themselves, or are run by the next host; none is lost or run twice."""
     with process(burst, database, point, victim) as killed:
         said = killed.hear()
@@ -620,7 +620,7 @@ def set_trap(monkeypatch, point, nth, whom):
 
 @pytest.mark.parametrize("whom", ["os.getpid()", NEWEST_CHILD], ids=["keeper", "supervisor"])
 @pytest.mark.parametrize("nth", [1, 2])
-def test_jobs_are_true_whoever_is_killed_when_a_supervisor_is_forked(
+def test_jobs_are_true_when_a_process_is_killed_while_a_supervisor_is_forked(
     database, monkeypatch, whom, nth
 ):
     """A keeper, or a supervisor that has hardly begun, is replaced, and every job runs."""

@@ -443,7 +443,9 @@ def test_call_outlives_its_host(database):
 @pytest.mark.cold_supervisors
 @pytest.mark.parametrize("whom", ["os.getpid()", NEWEST_CHILD], ids=["supervisor", "newest child"])
 @pytest.mark.parametrize("point", failpoints.WARM)
-def test_calls_are_true_whoever_is_killed_at_a_step(database, monkeypatch, tmp_path, point, whom):
+def test_calls_are_true_when_a_process_is_killed_at_a_step(
+    database, monkeypatch, tmp_path, point, whom
+):
     """Each call is made once or, if its own process or its supervisor was killed, perhaps not."""
     trap = TRAP.format(point=point, nth=1, whom=whom)
     stub = launcher.STUB.replace(_IMPORT, _IMPORT + trap)
