@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.storage import filesystem
 from jobcore.storage.connections import Held
 from jobcore.storage.filesystem import repair_command
+from jobcore.storage.reading import is_open
 from jobcore.supervisor import job_directory
 
 _NAME = re.compile("[0-9a-f]{32}")
@@ -168,7 +169,7 @@ class Directories(ForkAware):
     def _checked(self) -> Held:
         """Return `held` after checking it. Without the gate: another thread may close it now."""
         held = self.held
-        if held is not None and not failpoints.armed and _is_open(held) and self._is_in_place(held):
+        if held is not None and not failpoints.armed and is_open(held) and self._is_in_place(held):
             return held  # the usual case
         with GATE:
             return self._hold()
@@ -181,7 +182,7 @@ class Directories(ForkAware):
             raise StoreError(f"{self._database} is closed")
         if self.held is None:
             self.held = self._open_root()
-        elif not _is_open(self.held):
+        elif not is_open(self.held):
             raise filesystem.closed_by_others(self._database)
         elif not self._is_in_place(self.held):
             # A manager that opens the database now would use another directory, where our
@@ -217,7 +218,7 @@ class Directories(ForkAware):
         """Close the descriptor of the root, unless its number is now another file's."""
         held, self.held = self.held, None
         if held is not None:
-            GATE.close(held[0]) if _is_open(held) else GATE.unregister(held[0])
+            GATE.close(held[0]) if is_open(held) else GATE.unregister(held[0])
 
     @property
     def _remedy(self) -> str:
@@ -382,15 +383,7 @@ class Directories(ForkAware):
         Args:
             span: The bytes to test. `RUNNING` is the byte of a supervisor that took the job.
         """
-        with GATE:
-            try:
-                lock = job_directory.open_lock(directory)
-            except FileNotFoundError:
-                return False
-            try:
-                return job_directory.is_locked(lock, span)
-            finally:
-                os.close(lock)
+        return self._test_lock(directory, lambda lock: job_directory.is_locked(lock, span))
 
     def is_lock_of(self, directory: int, token: str) -> bool:
         """
@@ -398,13 +391,20 @@ class Directories(ForkAware):
 
         A cleaner may have removed that one, or a tool may have replaced it by a copy.
         """
+        return self._test_lock(
+            directory,
+            lambda lock: job_directory.is_signed(lock) or job_directory.is_marked(lock, token),
+        )
+
+    def _test_lock(self, directory: int, test: Callable[[int], bool]) -> bool:
+        """Return the result of `test` for the descriptor of the lock file; False: it is missing."""
         with GATE:
             try:
                 lock = job_directory.open_lock(directory)
             except FileNotFoundError:
                 return False
             try:
-                return job_directory.is_signed(lock) or job_directory.is_marked(lock, token)
+                return test(lock)
             finally:
                 os.close(lock)
 
@@ -509,14 +509,6 @@ def recorded_namespace(directory: int) -> int | None:
     record = job_directory.read_record(directory, job_directory.RUN)
     namespace = None if record is None else record.get("pid_namespace")
     return namespace if isinstance(namespace, int) else None
-
-
-def _is_open(held: Held) -> bool:
-    try:
-        facts = os.fstat(held[0])
-    except OSError:
-        return False
-    return (facts.st_dev, facts.st_ino) == held[1:]
 
 
 def _require_name(name: str) -> None:

@@ -21,6 +21,7 @@ from jobcore.supervisor.stop_requests import Shutdown
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
     from typing import NoReturn
 
     from jobcore.supervisor.host_channel import ReceivedRequest
@@ -34,13 +35,18 @@ _LOOK_MS = 1000  # milliseconds between two checks for the host, if there is no 
 
 def main(descriptor: int) -> NoReturn:
     """Run a supervisor for the host at the other end of the socket `descriptor`. Never returns."""
+    run_detached(descriptor, supervise)
+
+
+def run_detached(descriptor: int, run: Callable[[int], None]) -> NoReturn:
+    """Call `run` with `descriptor` in a process that is no child of the host, and exit."""
     code = 1
     try:
-        begin_clean(descriptor)
+        _begin_clean(descriptor)
         if os.fork() > 0:
-            # The host reaps this short-lived process, so it need not reap the supervisor.
+            # The host reaps this short-lived process, so it need not reap the other one.
             os._exit(0)
-        supervise(descriptor)
+        run(descriptor)
         code = 0
     finally:
         # Skip traceback and interpreter shutdown: stderr is /dev/null, and nothing needs them.
@@ -61,7 +67,7 @@ def supervise(descriptor: int) -> None:
     _serve(channel, shutdown, identity)
 
 
-def begin_clean(descriptor: int) -> None:
+def _begin_clean(descriptor: int) -> None:
     """Reset signals, session, current directory and standard streams inherited from the host."""
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         ignored = number in spawn.IGNORED

@@ -14,7 +14,7 @@ import select
 
 from jobcore.embedding import failpoints
 from jobcore.supervisor import inheritance, messages, pids, process_tree, spawn, system_calls
-from jobcore.supervisor.__main__ import begin_clean, supervise
+from jobcore.supervisor.__main__ import run_detached, supervise
 from jobcore.supervisor.host_channel import HostChannel
 from jobcore.supervisor.stop_requests import Shutdown
 
@@ -32,19 +32,13 @@ _SIGNALS_SIZE = 4096  # bytes; more than the kernel has of one signal
 
 def main(descriptor: int) -> NoReturn:
     """Run the keeper of the host at the other end of the socket `descriptor`. Never returns."""
-    code = 1
-    try:
-        begin_clean(descriptor)
-        if os.fork() > 0:
-            # The host reaps this short-lived process, so it need not reap the keeper.
-            os._exit(0)
-        os.umask(_UMASK)
-        if spawn.make_subreaper() and pids.level() > 0:
-            Keeper(HostChannel(descriptor)).run()
-            code = 0
-    finally:
-        # As in a supervisor, skip traceback and interpreter shutdown.
-        os._exit(code)
+    run_detached(descriptor, _keep)
+
+
+def _keep(descriptor: int) -> None:
+    os.umask(_UMASK)
+    if spawn.make_subreaper() and pids.level() > 0:
+        Keeper(HostChannel(descriptor)).run()
 
 
 class Keeper:
@@ -87,7 +81,7 @@ class Keeper:
             ready = {descriptor for descriptor, _ in poll.poll(self._patience())}
             channel.look_for_host()
             if channel.pidfd in ready or self._shutdown.requested:
-                serves = False  # nobody needs the supervisors that it was asked for
+                serves = False  # the host needs no further supervisors
             elif channel.fileno() in ready or channel.dead:
                 serves = self._take_request()
             self._look_after(ready)
