@@ -2412,7 +2412,7 @@ class JobManager:
             return public(Workspace, require_workspace(connection, workspace_id))
 
     def list_workspaces(
-        self, *, limit: int | None = None, after: Workspace | Id | None = None
+        self, *, limit: int | None = None, after: Id | None = None
     ) -> list[Workspace]:
         """
         Return a page of all workspaces, in the order of their creation.
@@ -2529,7 +2529,7 @@ class JobManager:
         *,
         workspace_id: Id | None = None,
         limit: int | None = None,
-        after: Pipeline | Id | None = None,
+        after: Id | None = None,
     ) -> list[Pipeline]:
         """
         Return a page of all pipelines, or of those of a workspace, in the order of their creation.

@@ -249,7 +249,7 @@ class Listings:
             for job in jobs
         ]
 
-    def workspaces(self, *, limit: int | None, after: Workspace | Id | None) -> list[Workspace]:
+    def workspaces(self, *, limit: int | None, after: Id | None) -> list[Workspace]:
         """Return a page of all workspaces: those that follow `after`, or its id."""
 
         def read(connection: Connection, failed: Failed) -> list[Workspace]:
@@ -261,7 +261,7 @@ class Listings:
         return self._listed("workspace", read)
 
     def pipelines(
-        self, workspace_id: Id | None, *, limit: int | None, after: Pipeline | Id | None
+        self, workspace_id: Id | None, *, limit: int | None, after: Id | None
     ) -> list[Pipeline]:
         """Return a page of all pipelines, or of those of a workspace, that follow `after`."""
 

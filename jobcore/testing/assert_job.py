@@ -26,7 +26,7 @@ _UNCHECKED = Unchecked.UNCHECKED
 
 
 def assert_job(
-    job: Job | Id,
+    job: Id,
     *,
     status: Status | str | Unchecked = _UNCHECKED,
     exit_code: int | Unchecked | None = _UNCHECKED,

@@ -17,7 +17,8 @@ from jobcore.command import Command
 from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.engine.executors import PipelineExecutor
 from jobcore.errors import CommandError, SpawnError
-from jobcore.models import ClaimedJob
+from jobcore.models import ClaimedJob, Job
+from jobcore.operations.lookup import Id
 from jobcore.storage import filesystem
 from jobcore.supervisor import system_calls
 from jobcore.supervisor.execution import Identity
@@ -155,7 +156,7 @@ class ScriptedExecutor(ForkAware):
 
     # --- for tests --------------------------------------------------------------
 
-    def die(self, job_id: UUID | str | None = None) -> None:
+    def die(self, job_id: Id | None = None) -> None:
         """
         End a supervisor as by SIGKILL.
 
@@ -173,7 +174,7 @@ class ScriptedExecutor(ForkAware):
                 one.die()
             self.step()
 
-    def shut_down(self, job_id: UUID | str | None = None) -> None:
+    def shut_down(self, job_id: Id | None = None) -> None:
         """
         Ask a supervisor to shut down, as SIGTERM does.
 
@@ -221,11 +222,12 @@ class ScriptedExecutor(ForkAware):
         """Close it."""
         self.close()
 
-    def _find(self, job_id: UUID | str | None) -> list[ScriptedSupervisor]:
-        wanted = None if job_id is None else UUID(str(job_id))
+    def _find(self, job_id: Id | None) -> list[ScriptedSupervisor]:
+        given = job_id.id if isinstance(job_id, Job) else job_id
+        wanted = None if given is None else UUID(str(given))
         found = [one for one in self._supervisors if wanted is None or one.job_id == wanted]
         if job_id is not None and not found:
-            raise LookupError(f"no scripted supervisor runs job {job_id}")
+            raise LookupError(f"no scripted supervisor runs job {given}")
         return found
 
     # --- driven by a clock ------------------------------------------------------

@@ -388,7 +388,7 @@ def test_a_supervisor_can_be_made_to_die(scripted_setup):
 
     assert scripted.running() == [one.id, other.id]
 
-    scripted.die(one.id)
+    scripted.die(one)
     one = jobs.wait(one.id, 30)
     elapse(jobs, 1)
     assert scripted.running() == [other.id, stopped.id]
