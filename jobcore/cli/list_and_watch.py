@@ -209,7 +209,7 @@ def overview(jobs: JobManager, lines: int) -> list[Job]:
 def _queued(jobs: JobManager, lines: int) -> list[Job]:
     """Return queued jobs: those that start next, paused ones, and those that wait for others."""
     found = jobs.list_upcoming(limit=lines)
-    found.sort(key=lambda job: job.waits_for == "paused")  # nobody knows when these start
+    found.sort(key=lambda job: job.waits_for == "paused")  # it is not known when these start
     if len(found) < lines:
         known = {job.id for job in found}
         rest = jobs.list_jobs(status=Status.QUEUED, limit=lines)

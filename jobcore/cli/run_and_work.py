@@ -204,7 +204,9 @@ def _run_one(
             started = True
             if detach:
                 output.print_ids([job])
-                if begun.start_time is None:  # cancelled, as by the end of a job of --after
+                if (
+                    begun.start_time is None
+                ):  # cancelled, for example because a job of --after has failed
                     output.say(foreground.ending(begun))
                     raise typer.Exit(foreground.exit_code(begun))
                 return

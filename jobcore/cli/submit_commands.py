@@ -42,7 +42,7 @@ def submit(
         typer.Option(
             parser=time_limit,
             metavar="TIME",
-            help="With --key: create none within this time after that job's creation, either.",
+            help="With --key: also create nothing within this time after that job was created.",
         ),
     ] = None,
     after: command_options.After = None,

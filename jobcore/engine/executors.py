@@ -67,8 +67,9 @@ class FunctionExecutor:
     Calls the job's function in a fresh interpreter, or in a process forked from a warm one.
 
     A warm interpreter has loaded modules, and forks a process for each call, which takes a
-    few milliseconds. It is used only for calls for which it is like a fresh one; the guide
-    "jobs" says when. All others, also while none is ready, get a fresh interpreter.
+    few milliseconds. It makes a call only if a fresh interpreter would behave the same; see
+    the guide "jobs". All other calls get a fresh interpreter, as do those made while no warm
+    one is ready.
 
     Args:
         python: The interpreter; None: that of the process that starts the job.

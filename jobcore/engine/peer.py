@@ -230,12 +230,12 @@ class Peer:
             self._unreaped.append(self.pid)
 
 
-#: Processes that still had something to do when they were let go, each with the pid of its host.
+#: Processes that were still busy when they were dismissed, each with the pid of its host.
 _LEFT: list[tuple[int, Peer]] = []
 
 
 def leave_to_others(peers: list[Peer]) -> None:
-    """Have these reaped by `reap_left`, which every pool of this process calls."""
+    """Leave it to `reap_left`, which every pool of this process calls, to reap these."""
     with GATE:
         _LEFT.extend((os.getpid(), each) for each in peers if not each.reap())
 

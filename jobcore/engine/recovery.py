@@ -48,8 +48,8 @@ from jobcore.storage.statement import driver_of
 from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
-#: Of so many sweeps, one examines the files of a job whose supervisor is connected to this process.
-#: It reports output and the end itself, and its death closes the connection.
+#: If a supervisor is connected to this process, only every fifth sweep examines the files of its
+#: job: it reports output and the end itself, and its death closes the connection.
 SWEEPS_PER_LOOK = 5
 
 
@@ -342,7 +342,11 @@ class Recovery:
 
     @handed_over
     def has_ended(self, run: Run) -> bool:
-        """Tell whether a job's directory has an exit record or no living supervisor."""
+        """
+        Tell whether a job's directory has an exit record, or a lock that no process holds.
+
+        A missing lock counts as the latter, although the supervisor may be alive.
+        """
         try:
             with self._directories.open(run.name) as directory:
                 ending = job_directory.read_exit(directory, run.token or "")
@@ -668,7 +672,7 @@ class Recovery:
         for run in sorted(running, key=lambda run: (run.number <= self._last_swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
-            if run.number in connected and self._rests(run):
+            if run.number in connected and self._is_left_out(run):
                 self._look_at_supervisor(run)
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
@@ -793,7 +797,7 @@ class Recovery:
     def _postpone_damaged(self, number: int, error: Exception) -> None:
         self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="read")
 
-    def _rests(self, run: Run) -> bool:
+    def _is_left_out(self, run: Run) -> bool:
         """Tell whether this sweep leaves out the files of a job whose supervisor reports."""
         return run.stop_requested is None and (run.number + self._sweeps) % SWEEPS_PER_LOOK != 0
 

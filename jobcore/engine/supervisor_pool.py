@@ -151,7 +151,7 @@ class SupervisorPool(ForkAware):
         self._host = host
         self._check: InterpreterCheck | None = None
         self._may_fork = False  # not the first supervisor, which may be the only one
-        self._keepers: KeeperOfHost | None = None
+        self._host_keeper: KeeperOfHost | None = None
         self._leaving: list[Peer] = []
         GATE.watch(self)
 
@@ -237,13 +237,13 @@ class SupervisorPool(ForkAware):
     def _ask_keeper(self, theirs: int) -> Keeper | None:
         if not self._may_fork or type(self._launcher) is not ProcessLauncher:  # one of the host
             return None
-        if self._keepers is None:
+        if self._host_keeper is None:
             try:
                 from jobcore.engine.keeper import KEEPER  # noqa: PLC0415 - few hosts need one
             except ImportError:
                 return None  # jobcore is being replaced on disk, below this host
-            self._keepers = KEEPER
-        return self._keepers.fork(theirs, self, self._launcher)
+            self._host_keeper = KEEPER
+        return self._host_keeper.fork(theirs, self, self._launcher)
 
     def _note_failure(self, error: SpawnError) -> None:
         delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
@@ -267,8 +267,8 @@ class SupervisorPool(ForkAware):
         notices = supervisor.receive()
         if any(notice.kind == READY for notice in notices):
             self._postponed.succeed(SUPERVISORS)
-            if supervisor.keeper is not None and self._keepers is not None:
-                self._keepers.succeed()
+            if supervisor.keeper is not None and self._host_keeper is not None:
+                self._host_keeper.succeed()
         return notices
 
     def send(self, start: Start) -> Supervisor | None:
@@ -302,7 +302,7 @@ class SupervisorPool(ForkAware):
         try:
             if pids.level() != 1:
                 return  # the pids in /proc would be those of other processes
-            keeper = None if self._keepers is None else self._keepers.current
+            keeper = None if self._host_keeper is None else self._host_keeper.current
             peers = [*self.supervisors, *([] if keeper is None else [keeper])]
             known = [one for one in peers if one.pid is not None]
             stopped = [one for one in known if procfs.is_stopped(one.pid or 0)]
@@ -321,8 +321,8 @@ class SupervisorPool(ForkAware):
         self.discard(supervisor)
 
     def _note_unready(self, supervisor: Supervisor) -> None:
-        if supervisor.keeper is not None and self._keepers is not None:
-            self._keepers.fail(supervisor.keeper)  # the next supervisor is started without it
+        if supervisor.keeper is not None and self._host_keeper is not None:
+            self._host_keeper.fail(supervisor.keeper)  # the next supervisor is started without it
             return
         self._note_failure(
             SpawnError(
@@ -336,8 +336,8 @@ class SupervisorPool(ForkAware):
         now = time.monotonic()
         if self._check is not None and now >= self._check.due:
             self._may_start()  # ends the check even if no supervisor is needed any more
-        if self._keepers is not None:
-            self._keepers.remove_idle()
+        if self._host_keeper is not None:
+            self._host_keeper.remove_idle()
         for supervisor in list(self.supervisors):
             waited = now - supervisor.since
             if supervisor.pid is None and waited > tuning.READY_PATIENCE:
@@ -370,7 +370,7 @@ class SupervisorPool(ForkAware):
             if supervisor.pid is None:
                 supervisor.kill_starter()
         self._may_fork = False
-        keeper = None if self._keepers is None else self._keepers.leave(self)
+        keeper = None if self._host_keeper is None else self._host_keeper.leave(self)
         if keeper is not None:
             keeper.has_jobs = any(one.busy for one in self.supervisors)
             if keeper.pid is None:

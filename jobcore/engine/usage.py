@@ -93,7 +93,7 @@ def _supervisor_of(directories: Directories, run: Run) -> int | None:
 
 
 def _read(entry: int) -> tuple[int, int] | None:
-    """Return the clock ticks and the resident pages of a process; None: it is none of the job."""
+    """Return the clock ticks and the resident pages of a process; None: it is not of the job."""
     try:
         with open(f"{ROOT}/{entry}/stat", "rb", buffering=0) as file:
             head, _, rest = file.read(4096).rpartition(b")")

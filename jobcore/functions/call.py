@@ -151,10 +151,10 @@ def checked_warm(warm: object, preload: object) -> tuple[str, ...]:
     Return the words that ask for a warm interpreter: how many, and the modules; or none.
 
     Raises:
-        CommandError: `warm` is no number, or `preload` no list of names of modules.
+        CommandError: `warm` is not a number, or `preload` is not a list of module names.
     """
     if isinstance(preload, str) or not isinstance(preload, Sequence):
-        raise CommandError(f"preload must be a list of modules, not {preload!r}")
+        raise CommandError(f"preload must be a list of module names, not {preload!r}")
     for name in preload:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise CommandError(f'a module in preload must be named "package.module", not {name!r}')

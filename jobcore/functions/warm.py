@@ -1,10 +1,10 @@
 """
 The warm interpreter: it has loaded the modules of functions, and forks a process for each call.
 
-It is a child of the supervisor, which asks it through a socket. It forks only what a fresh
-interpreter would be like: with the same environment, search path and files of modules. It is of
-no use, and says so, if a module has left a thread, a child process or an open descriptor behind,
-because processes cannot share them.
+It is a child of the supervisor, which asks it through a socket. It forks a process only for a
+call with the environment and the search path that it has itself, and only while the files of its
+modules have not changed. If a module has left a thread, a child process or an open descriptor
+behind, which processes cannot share, it reports that it is unusable, and ends.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def serve() -> Callable[[], None]:
         call = WarmInterpreter(sys.argv[2:]).run()
     finally:
         if call is None:
-            # The host is gone, or it is of no use: there is nothing to clean up. The process of a
-            # call must not look as if it had made the call.
+            # The supervisor is gone, or this is unusable: there is nothing to clean up. The
+            # process of a call must not look as if it had made the call.
             os._exit(0 if os.getpid() == interpreter else 1)
     return call
 
