@@ -139,7 +139,8 @@ class Recovery:
             or fresh.spool_offset - run.spool_offset >= most
         ):
             return fresh
-        if self._is_alive(fresh):
+        alive = self._is_alive(fresh)
+        if alive:
             if fresh.stop_who == transitions.actor():
                 self._unresponsive.look(fresh)  # this process requested the stop, so it enforces it
             else:
@@ -148,7 +149,8 @@ class Recovery:
                 self._stopper.redeliver(fresh)
             return fresh
         try:
-            return self._resolve(fresh, patience, kill=kill, until=until)
+            resolve = partial(self._resolve, patience=patience, kill=kill, until=until)
+            return self._read(fresh) if alive is None else resolve(fresh)
         except (NewerProtocol, _OrphansAlive):
             # A newer version of jobcore must judge it. Or a later sweep will, because the start
             # of other jobs must not wait for a process to die.
@@ -313,7 +315,7 @@ class Recovery:
     def is_dead(self, run: Run) -> bool:
         """Tell whether a supervised job of this directory has lost its supervisor."""
         try:
-            return run.supervised and self.is_here(run) and not self._is_alive(run)
+            return run.supervised and self.is_here(run) and self._is_alive(run) is False
         except (StoreError, OSError):
             return False  # not known now
 
@@ -396,9 +398,12 @@ class Recovery:
         except Exception:  # noqa: BLE001 - gone or unreadable: reconciling finds out which
             return True
 
-    def _is_alive(self, run: Run) -> bool:
+    def _is_alive(self, run: Run) -> bool | None:
         """
         Tell whether the job has a supervisor, by its lock, even if the lock file was removed.
+
+        Returns:
+            None: the job was settled meanwhile.
 
         Raises:
             StoreError: That cannot be seen from here.
@@ -410,12 +415,18 @@ class Recovery:
                     return True
                 is_certain = self._directories.is_lock_of(directory, run.token or "")
         except FileNotFoundError:
-            pass
+            current = self._read(run)
+            if current is None or not current.supervised:
+                return None  # its directory was removed for that: search no processes
         if not self._may_be_of_this_boot(run) or not self.is_here(run):
             return False
         if is_certain:
             return job_directory.is_run_locked(run.token or "")
         return self._is_supervised(run)
+
+    def _read(self, run: Run) -> Run | None:
+        with self._database.read() as connection:
+            return transitions.find(connection, run.number)
 
     def _is_supervised(self, run: Run) -> bool:
         """

@@ -452,6 +452,32 @@ def test_recover_settles_what_has_ended(jobs, scripted):
     assert listed == {alive.id: ("RUNNING", 1), ended.id: ("ERROR", 1), dead.id: ("ERROR", 2)}
 
 
+def test_job_settled_during_a_look_needs_no_search_of_processes(
+    jobs, scripted, database, monkeypatch
+):
+    """If another manager settles a job and removes its directory, the look returns the row."""
+    run = scripted()
+    run.started()
+    recovery = parts(jobs).recovery
+    import_all = Importer.import_all
+
+    def settle_behind(self, found, **options):
+        seen = import_all(self, found, **options)
+        monkeypatch.undo()
+        run.exit(3 << 8)
+        run.die()
+        with JobManager(database, slots=0) as other:
+            assert ending(other.get_job(run.id)) == ("ERROR", 3, "exited")
+        monkeypatch.setattr(orphans, "is_supervised", pytest.fail)
+        return seen
+
+    monkeypatch.setattr(Importer, "import_all", settle_behind)
+    fresh = recovery.reconcile(stored_run(jobs, run))
+
+    assert fresh.final
+    assert not recovery.is_dead(fresh)
+
+
 def test_job_deleted_during_a_recovery_is_left_out(jobs, scripted, database, monkeypatch):
     """If another manager deletes a job right after its end, the caller gets the other jobs."""
     gone, marked, stays = scripted(), scripted(), scripted()
