@@ -127,13 +127,12 @@ class Scripted:
 
     def _note_claim(self):
         """Store what a claim stores, and note in the lock file that nothing was started yet."""
-        root = os.open(self.database + ".jobs", os.O_RDONLY)
+        root = os.stat(self.database + ".jobs").st_ino
         with self.open() as directory:
             lock = job_directory.open_lock(directory)
             self.update(directory_id=str(DirectoryId.of(root, directory)))
             job_directory.mark_unstarted(lock, self.token)
             os.close(lock)
-        os.close(root)
 
     def update(self, **columns):
         """Write columns of the row, as another program would."""

@@ -41,9 +41,9 @@ class DirectoryId(NamedTuple):
 
     @classmethod
     def of(cls, root: int, directory: int) -> DirectoryId:
-        """Return the id for two open descriptors."""
+        """Return the id for the inode of a root and an open descriptor of a directory in it."""
         facts = os.fstat(directory)
-        return cls(facts.st_dev, os.fstat(root).st_ino, facts.st_ino)
+        return cls(facts.st_dev, root, facts.st_ino)
 
     @classmethod
     def parse(cls, text: str | None) -> DirectoryId | None:
@@ -272,7 +272,7 @@ class Directories(ForkAware):
 
     def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
         """Tell whether a run of this boot was started in this open directory."""
-        return str(DirectoryId.of(self.root, directory)) == directory_id
+        return str(DirectoryId.of(self._checked()[2], directory)) == directory_id
 
     def path(self, name: str) -> str:
         """Return the path of a job directory, for processes without a descriptor of it."""
@@ -329,11 +329,11 @@ class Directories(ForkAware):
         """
         _require_name(name)
         with self.typed(name), GATE:
-            root = self._hold()[0]
+            root, _, inode = self._hold()
             directory = job_directory.open_directory(name, parent=root, create=True)
             prepared = Prepared(name, directory)
             try:
-                prepared.directory_id = str(DirectoryId.of(root, directory))
+                prepared.directory_id = str(DirectoryId.of(inode, directory))
                 prepared.lock = lock = job_directory.open_lock(directory, create=True)
                 if job_directory.try_lock(
                     lock, job_directory.PREPARING
@@ -409,9 +409,9 @@ class Directories(ForkAware):
                 os.close(lock)
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[int | None]:
+    def locked(self, name: str) -> Iterator[tuple[int, int] | None]:
         """
-        Take the whole lock for a `with` block, and provide the directory's descriptor.
+        Take the whole lock for a `with` block; provide the descriptors of root and directory.
 
         It provides None instead if another process holds a part of the lock.
 
@@ -439,7 +439,7 @@ class Directories(ForkAware):
                         GATE.register(*opened)
                 if mine and failpoints.armed:
                     failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
-                yield directory if mine else None
+                yield (root, directory) if mine else None
         finally:
             GATE.close(*opened)
 
@@ -451,10 +451,11 @@ class Directories(ForkAware):
             StoreError: The system refuses.
         """
         try:
-            with self.locked(name) as directory:
-                if directory is None:
+            with self.locked(name) as locked:
+                if locked is None:
                     return False
-                job_directory.remove(name, directory, parent=self.root, host=self._host)
+                root, directory = locked
+                job_directory.remove(name, directory, parent=root, host=self._host)
         except FileNotFoundError:
             pass  # another process has removed it
         return True

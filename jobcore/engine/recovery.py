@@ -461,9 +461,10 @@ class Recovery:
         if not kill and self._may_be_of_this_boot(run) and self._may_be_left(run):
             return run  # left to a manager, which is allowed to kill them
         try:
-            with self._directories.locked(run.name) as directory:
-                if directory is None:
+            with self._directories.locked(run.name) as locked:
+                if locked is None:
                     return run  # another process resolves it, or it is alive after all
+                _, directory = locked
                 current, verdict = self._judge(run, directory, until)
                 if verdict is not None:
                     job_directory.write_exit(directory, verdict)
