@@ -89,7 +89,7 @@ RUN_WRITTEN = "run written"
 #: The process that becomes the command is forked; it may not have reached its exec.
 FORKED = "forked"
 #: The message `started` was handed to the socket.
-STARTED_SENT = "started sent"
+COMMAND_RUNS = "command runs"
 #: A frame was written to the spool, completely or as far as there was space.
 FRAME_WRITTEN = "frame written"
 #: The main process was reaped; its descendants may be alive.
@@ -105,7 +105,7 @@ ENDED_SENT = "ended sent"
 
 #: All failpoints in a supervisor.
 SUPERVISOR = (
-    REQUEST_RECEIVED, LOCK_TAKEN, BYTE_0_RELEASED, STOP_READ, RUN_WRITTEN, FORKED, STARTED_SENT,
+    REQUEST_RECEIVED, LOCK_TAKEN, BYTE_0_RELEASED, STOP_READ, RUN_WRITTEN, FORKED, COMMAND_RUNS,
     FRAME_WRITTEN, MAIN_REAPED, BEFORE_EXIT, EXIT_WRITTEN, UNLOCKED, ENDED_SENT,
 )  # fmt: skip
 

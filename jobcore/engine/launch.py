@@ -130,7 +130,8 @@ class Claim:
         self.accepted = False
         self.ended = False
         self.due = float("inf")
-        self._imported = 0.0
+        # So a short job has ended by its first import, which is one transaction then, not two.
+        self._imported = self.claimed
         self._slot = start.prepared.take_slot()
 
     def note(self, notice: messages.Notice) -> None:

@@ -200,7 +200,7 @@ class Execution:
         self._channel = channel
         self._shutdown = shutdown
         self._identity = identity
-        self._notices = Notices(channel, self.watch, request.token)
+        self._notices = Notices(channel, self.watch, request.token, self._machine.monotonic())
         self._stop_requests = StopRequests(request.directory, request.grace)
         self._capture = Capture(
             request.directory,
@@ -673,10 +673,8 @@ class Execution:
             return
         self.watch.close(self._report)
         self._report = -1
-        if self._failure is None and self._tree is not None:
-            self._notices.started(self._tree.main)
-            if failpoints.armed:
-                failpoints.reach(failpoints.STARTED_SENT)
+        if self._failure is None and self._tree is not None and failpoints.armed:
+            failpoints.reach(failpoints.COMMAND_RUNS)
 
 
 def _nothing() -> None:

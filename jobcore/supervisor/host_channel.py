@@ -203,27 +203,26 @@ class Notices:
     """
     Sends the notices of one run, as long as the host exists.
 
+    Args:
+        now: The monotonic time.
+
     Attributes:
         announced: The end of the spool in the last notice of output.
         errno: The errno in the last notice that output cannot be written.
     """
 
-    def __init__(self, channel: HostChannel, watch: PollSet, token: str) -> None:
+    def __init__(self, channel: HostChannel, watch: PollSet, token: str, now: float) -> None:
         self._channel = channel
         self._watch = watch
         self._token = token
         self.announced = 0
         self.errno = 0
-        self._next = 0.0
+        self._next = now + _EVERY  # a job that ends sooner needs no notice but the last
         if not channel.dead:
             # Not POLLIN: the request of a later job would wake every poll.
             watch.add(channel.fileno(), self._serve, 0)
             if channel.pidfd is not None:
                 watch.add(channel.pidfd, self._lose_host)
-
-    def started(self, pid: int) -> None:
-        """Report that the command runs."""
-        self._post(messages.STARTED, pid)
 
     def announce(self, spool_end: int, now: float) -> None:
         """Report new output: at once after a pause, otherwise every `_EVERY` seconds."""

@@ -11,11 +11,10 @@ import struct
 
 from jobcore.supervisor import PROTOCOL_VERSION, NewerProtocol
 
-# From supervisor to host. In this order, the number is the pid of the supervisor, the pid of
-# the command, and the length of the spool. In ENDED it is the supervisor's pid if it takes
-# another job, and 0 if it exits.
+# From supervisor to host. In this order, the number is the pid of the supervisor, and the length
+# of the spool. In ENDED it is the supervisor's pid if it takes another job, and 0 if it exits.
+# 2 is from supervisors of older versions, when the command runs.
 READY = 1
-STARTED = 2
 OUTPUT = 3
 ENDED = 4
 # The number is the errno that keeps output from being written; 0: it is written again.

@@ -115,7 +115,7 @@ def traps(point, deed, mark, nth):
         action = dict(zip(DEEDS, (KILL_HOST, KILL_SELF, PAUSE), strict=True))[deed]
         return None, Trap(point, action, nth, mark)
     # There is something to resolve only where a supervisor has died.
-    lost = Trap(failpoints.STARTED_SENT, KILL_SELF) if point == failpoints.RESOLVED else None
+    lost = Trap(failpoints.COMMAND_RUNS, KILL_SELF) if point == failpoints.RESOLVED else None
     if deed == "the supervisor is killed":
         return KillsSupervisors(point, nth, mark), lost
     return Pauses(point, KILL_SELF if deed == DEEDS[0] else PAUSE, nth, mark), lost

@@ -14,7 +14,7 @@ from jobcore.engine.launch import encode_request
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.supervisor import frames, job_directory
-from jobcore.supervisor.messages import ENDED, READY, STARTED
+from jobcore.supervisor.messages import ENDED, READY
 from tests.processes import PATIENCE, until
 
 
@@ -38,6 +38,12 @@ def processes_of(token):
             if entry in file.read().split(b"\0") and is_alive(int(name)):
                 found.append(int(name))
     return found
+
+
+def parent_of(pid):
+    """Return the pid of a process's parent; None: it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
 
 
 class Run:
@@ -192,8 +198,13 @@ class Host:
 
     def wait_for_start(self, run):
         """Wait until the command runs, and return its pid."""
-        self.wait_for(run.supervisor, lambda: any(n.kind == STARTED for n in run.notices))
-        return next(notice.number for notice in run.notices if notice.kind == STARTED)
+
+        def found():
+            self.wait_for(run.supervisor, lambda: run.supervisor.pid is not None)
+            return [pid for pid in processes_of(run.token) if parent_of(pid) == run.supervisor.pid]
+
+        until(found, "the command")
+        return found()[0]
 
     def finish(self, run):
         """Wait for the end of a run, and return its exit record."""

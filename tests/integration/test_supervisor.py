@@ -22,7 +22,7 @@ from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import SpawnError
 from jobcore.supervisor import frames, job_directory, process_tree, spawn
-from jobcore.supervisor.messages import ENDED, OUTPUT, STARTED
+from jobcore.supervisor.messages import ENDED, OUTPUT
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
 from tests.processes import PATIENCE, in_child, open_gate, state, stop, until
@@ -93,14 +93,14 @@ def test_sigterm_to_the_command_is_not_a_shutdown(host):
     assert (run.exit.reason, run.exit.wait_status) == ("signaled", signal.SIGTERM)
 
 
-def test_notices_report_start_output_and_end(host):
-    """A run reports its start, output and end, in this order, with its token."""
-    run = host.run(programs.SAYS_HELLO)
+def test_notices_report_output_and_end(host):
+    """A run that goes on after its output reports that, and then its end, with its token."""
+    run = host.start(["sh", "-c", "echo hello; exec sleep 60"])
+    host.wait_for(run.supervisor, lambda: run.notices)
+    run.stop(grace=5)
+    host.finish(run)
 
-    kinds = [notice.kind for notice in run.notices]
-    assert kinds[0] == STARTED
-    assert kinds[-1] == ENDED
-    assert set(kinds[1:-1]) <= {OUTPUT}
+    assert [notice.kind for notice in run.notices] == [OUTPUT, ENDED]
     assert run.supervisor.token is None
     assert run.supervisor.ready
 
@@ -115,7 +115,7 @@ def test_not_found(host):
     assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 127 << 8)
     assert (run.exit.errno, run.exit.stage) == (errno.ENOENT, "exec")
     assert run.system == "cannot start 'nope-no-such-program': program not found (ENOENT)\n"
-    assert STARTED not in [notice.kind for notice in run.notices]
+    assert [notice.kind for notice in run.notices] == [ENDED]
 
 
 @pytest.mark.parametrize(
