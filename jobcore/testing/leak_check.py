@@ -46,7 +46,8 @@ class LeakCheck:
     def __init__(self) -> None:
         self._owners = weakref.WeakSet(GATE.owners())
         self._threads = set(_threads())
-        self._descriptors = GATE.descriptors()
+        # With what is open there, because a number may be closed and reused.
+        self._descriptors = {number: _file_of(number) for number in GATE.descriptors()}
 
     def clear(
         self,
@@ -70,7 +71,9 @@ class LeakCheck:
         threads = [one for one in _threads() if one not in self._threads]
         found += [f"thread {one.name} is still running" for one in threads]
         if not _unclosed(GATE.owners()):  # else they may belong to another manager
-            found += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
+            before = self._descriptors
+            new = [one for one in GATE.descriptors() if before.get(one) != _file_of(one)]
+            found += _descriptors(new, close=not threads)
         return found
 
     def _close_managers(self) -> list[str]:
@@ -97,7 +100,16 @@ def _threads() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if one.name.startswith("jobcore-")]
 
 
-def _descriptors(numbers: set[int], *, close: bool) -> Iterator[str]:
+def _file_of(descriptor: int) -> tuple[int, int]:
+    """Return device and inode of an open file; of a closed one (-1, -1)."""
+    try:
+        facts = os.fstat(descriptor)
+    except OSError:
+        return -1, -1
+    return facts.st_dev, facts.st_ino
+
+
+def _descriptors(numbers: Iterable[int], *, close: bool) -> Iterator[str]:
     for number in sorted(numbers):
         try:
             yield f"descriptor {number} is open: {os.readlink(f'/proc/self/fd/{number}')}"

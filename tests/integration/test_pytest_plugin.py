@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
+from jobcore.embedding.locks import GATE
+from jobcore.testing.leak_check import LeakCheck
 from tests.processes import carrying, forked
 from tests.texts import between, blocks
 
@@ -201,6 +203,20 @@ def test_behind_{name}(jobs):
         told = rf"{header}\nthe test left something behind:\n(?:  .*\n)*?  {said}$"
         assert re.search(told, output, re.MULTILINE), name
     assert carrying(f"LEFT_BY={tmp_path}") == []
+
+
+def test_reused_descriptor_is_found(tmp_path):
+    """A descriptor is found though its number was open before, for another file."""
+    number = os.open("/dev/null", os.O_RDONLY)
+    with GATE:
+        GATE.register(number)
+    check = LeakCheck()
+    other = os.open("/dev/zero", os.O_RDONLY)
+    os.dup2(other, number)
+    os.close(other)
+
+    assert check.clear(tmp_path / "jobs.db") == [f"descriptor {number} is open: /dev/zero"]
+    assert number not in GATE.descriptors()
 
 
 # --- where it is used ----------------------------------------------------------------
