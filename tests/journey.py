@@ -85,7 +85,7 @@ def travel(database: str) -> dict[str, Journey]:
     threading.setprofile(note)
     worker.Worker._run = run_in_worker  # which `threading` does not start
     launcher.STUB = NOTES.replace("PATH", repr(path)) + launcher.STUB
-    with JobManager(database, slots=1) as jobs:
+    with JobManager(database) as jobs:
         jobs.wait(jobs.submit(["true"]).id)  # all is loaded, and threads and a supervisor are there
         time.sleep(0.5)  # until the dispatcher has cleaned up after that job
         sys.setprofile(note)

@@ -314,6 +314,7 @@ class Dispatcher(ForkAware):
         self._claiming = True
         self._has_failed = False  # whether the last round failed
         self._look = True  # whether the next round looks at the queue
+        self._more_wait = True  # whether the last look may have left jobs there
         self._clock_moves = 0
         self._clock_moves_seen = 0  # by the last chores
         self._postponed.forget()
@@ -376,14 +377,15 @@ class Dispatcher(ForkAware):
     def _wait(self) -> None:
         """Wait for a notice, a call from another thread, or the next due time."""
         pause = self._next_moment() - time.monotonic()
-        sources = self._pool.sources()
-        for descriptor in self._loop.wait(sources, pause):
-            supervisor = sources[descriptor]
-            if supervisor is None:
+        sources, check = self._pool.sources, self._pool.check
+        others = () if check is None or check.fileno() < 0 else (check.fileno(),)
+        for descriptor in self._loop.wait((*sources, *others), pause):
+            supervisor = sources.get(descriptor)
+            if supervisor is not None:
+                self._handle_notices(supervisor)
+            elif descriptor in others:
                 self._pool.read_check()
                 self._look = True
-            else:
-                self._handle_notices(supervisor)
 
     def _next_moment(self) -> float:
         moments = [self._next_chores, *(one.due for one in self._claims.values())]
@@ -404,8 +406,8 @@ class Dispatcher(ForkAware):
                 if claim.supervisor is supervisor:
                     claim.end()
             self._pool.remove_gone(supervisor)
-        # It can take a job, or another supervisor must replace it.
-        self._look = self._look or supervisor.ready or supervisor.gone
+        # It can take a job that waits, or another supervisor must replace it.
+        self._look = self._look or (supervisor.ready and self._more_wait) or supervisor.gone
 
     def _look_after_starts(self) -> None:
         """Wake stopped supervisors, and dismiss or end those that are idle or do not react."""
@@ -497,8 +499,11 @@ class Dispatcher(ForkAware):
             return []
         # A free slot, or a supervisor that gets ready, will cause another look.
         self._look = False
+        if not self._adoption.slots:
+            self._next_look = now + tuning.QUEUE_PAUSE  # it sees other processes' jobs, too
         idle = max(self._pool.ready - unsent, 0)
         waiting, jobs = self._queue.look(free, idle)
+        self._more_wait = waiting >= free or waiting > idle
         if not waiting:
             return []
         self._pool.start(waiting + unsent)
@@ -560,16 +565,21 @@ class Dispatcher(ForkAware):
         self._look = True
 
     def _commit(self, contents: list[tuple[Claim, NewContent]], starts: list[Start]) -> None:
+        written = self._write_claims(contents, starts) if starts else self._write(contents, [])
+        for claim, content, after in written:
+            self._postponed.succeed(claim.run.number)
+            self._clean_up(claim, content, after)
+            self._update(claim, after)
+
+    def _write_claims(
+        self, contents: list[tuple[Claim, NewContent]], starts: list[Start]
+    ) -> list[tuple[Claim, NewContent, Run | None]]:
         with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for start in starts:
                     start.close()
                 starts = []
-            written = self._write(contents, starts)
-        for claim, content, after in written:
-            self._postponed.succeed(claim.run.number)
-            self._clean_up(claim, content, after)
-            self._update(claim, after)
+            return self._write(contents, starts)
 
     def _clean_up(self, claim: Claim, content: NewContent, after: Run | None) -> None:
         try:

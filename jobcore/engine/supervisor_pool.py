@@ -131,6 +131,8 @@ class SupervisorPool(ForkAware):
 
     Attributes:
         supervisors: Those that were started and not dismissed, in order of their start.
+        sources: The same, by the descriptor to poll.
+        check: The check of `python=`, while it runs.
         next_start: The earliest time of the next start, by the monotonic clock.
         slots: The most supervisors to keep. Any thread may change it.
     """
@@ -144,12 +146,13 @@ class SupervisorPool(ForkAware):
         host: object = None,
     ) -> None:
         self.supervisors: list[Supervisor] = []
+        self.sources: dict[int, Supervisor] = {}
+        self.check: InterpreterCheck | None = None
         self.next_start = 0.0
         self._launcher = launcher or ProcessLauncher()
         self.slots = slots
         self._postponed = postponed or Postponement(time.monotonic)
         self._host = host
-        self._check: InterpreterCheck | None = None
         self._may_fork = False  # not the first supervisor, which may be the only one
         self._host_keeper: KeeperOfHost | None = None
         self._leaving: list[Peer] = []
@@ -178,19 +181,19 @@ class SupervisorPool(ForkAware):
     def _may_start(self) -> bool:
         """Tell whether `python` is known to be an interpreter; if not, check, without waiting."""
         try:
-            if self._check is None:
+            if self.check is None:
                 # A launcher of the host may have no `prepare`.
-                self._check = getattr(self._launcher, "prepare", lambda: None)()
-            if self._check is None:
+                self.check = getattr(self._launcher, "prepare", lambda: None)()
+            if self.check is None:
                 return True
-            if self._check.has_answered():
-                self._check = None
+            if self.check.has_answered():
+                self.check = None
                 return True
         except SpawnError as error:
-            self._check = None
+            self.check = None
             self._note_failure(error)
         else:
-            self.next_start = self._check.due
+            self.next_start = self.check.due
         return False
 
     def spawn(self) -> Supervisor:
@@ -224,6 +227,7 @@ class SupervisorPool(ForkAware):
                 if supervisor is None:
                     GATE.close(ours.detach())
         self.supervisors.append(supervisor)
+        self.sources[supervisor.fileno()] = supervisor
         return supervisor
 
     def _start(self, ours: _socket.socket, theirs: int) -> Supervisor:
@@ -249,17 +253,10 @@ class SupervisorPool(ForkAware):
         delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
         self.next_start = time.monotonic() + min(delay, tuning.LONGEST_START_PAUSE)
 
-    def sources(self) -> dict[int, Supervisor | None]:
-        """Return the descriptors to poll, each with its supervisor; None: the interpreter check."""
-        found: dict[int, Supervisor | None] = {one.fileno(): one for one in self.supervisors}
-        if self._check is not None and self._check.fileno() >= 0:
-            found[self._check.fileno()] = None
-        return found
-
     def read_check(self) -> None:
         """Read the answer of the interpreter that is checked."""
-        if self._check is not None:
-            self._check.listen()
+        if self.check is not None:
+            self.check.listen()
             self.next_start = 0.0
 
     def receive(self, supervisor: Supervisor) -> list[Notice]:
@@ -334,7 +331,7 @@ class SupervisorPool(ForkAware):
     def remove_idle(self) -> None:
         """Dismiss supervisors that were idle for a while, or did not get ready in time."""
         now = time.monotonic()
-        if self._check is not None and now >= self._check.due:
+        if self.check is not None and now >= self.check.due:
             self._may_start()  # ends the check even if no supervisor is needed any more
         if self._host_keeper is not None:
             self._host_keeper.remove_idle()
@@ -355,6 +352,7 @@ class SupervisorPool(ForkAware):
 
     def discard(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor: it exits, after its job if it has one. Twice is harmless."""
+        self.sources.pop(supervisor.fileno(), None)
         supervisor.close()
         if supervisor in self.supervisors:
             self.supervisors.remove(supervisor)
@@ -363,9 +361,9 @@ class SupervisorPool(ForkAware):
 
     def close(self) -> None:
         """Dismiss all supervisors: an idle one exits, a busy one finishes its job."""
-        if self._check is not None:
-            self._check.close()
-            self._check = None
+        if self.check is not None:
+            self.check.close()
+            self.check = None
         for supervisor in self.supervisors:
             if supervisor.pid is None:
                 supervisor.kill_starter()
@@ -405,12 +403,13 @@ class SupervisorPool(ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Forget them: they are the parent's, and the gate has closed the descriptors."""
-        if self._check is not None:
-            self._check.forget()
-            self._check = None
+        if self.check is not None:
+            self.check.forget()
+            self.check = None
         for supervisor in self.supervisors:
             supervisor.forget()
         self.supervisors = []
+        self.sources = {}
         self._leaving = []
         self._may_fork = False
         self.next_start = 0.0
