@@ -34,7 +34,7 @@ from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
 from jobcore.errors import StoreError
 from jobcore.lifecycle import Reason
-from jobcore.storage import environments, limits, transitions
+from jobcore.storage import environments, limits, queue, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.limits import Room
 from jobcore.storage.transitions import Run
@@ -55,6 +55,7 @@ class _Round(NamedTuple):
     written: list[tuple[Claim, NewContent, Run | None]]
     claimed: list[tuple[Start, Run | None]]
     failed: list[tuple[Claim | Start, Exception]]
+    more_wait: bool = False
 
 
 class Dispatcher(ForkAware):
@@ -407,7 +408,8 @@ class Dispatcher(ForkAware):
                     claim.end()
             self._pool.remove_gone(supervisor)
         # It can take a job that waits, or another supervisor must replace it.
-        self._look = self._look or (supervisor.ready and self._more_wait) or supervisor.gone
+        if (supervisor.ready and self._more_wait) or supervisor.gone:
+            self._look = True
 
     def _look_after_starts(self) -> None:
         """Wake stopped supervisors, and dismiss or end those that are idle or do not react."""
@@ -474,6 +476,7 @@ class Dispatcher(ForkAware):
 
     def _reconcile_ended(self, claim: Claim) -> None:
         self._update(claim, self._reconcile(claim.run))
+        self._look = True
         claim.postpone(self._postponed.delay(claim.run.number))
 
     def _postpone(self, claim: Claim, error: Exception, step: str) -> None:
@@ -501,7 +504,7 @@ class Dispatcher(ForkAware):
         self._look = False
         if not self._adoption.slots:
             self._next_look = now + tuning.QUEUE_PAUSE  # it sees other processes' jobs, too
-        idle = max(self._pool.ready - unsent, 0)
+        idle = max(sum(one.ready for one in self._pool.supervisors) - unsent, 0)
         waiting, jobs = self._queue.look(free, idle)
         self._more_wait = waiting >= free or waiting > idle
         if not waiting:
@@ -606,7 +609,9 @@ class Dispatcher(ForkAware):
                     round_.written.append((claim, content, after))
             if starts:
                 self._claim_each(connection, starts, round_)
-            return round_
+            # The round may have created the job that follows, met a dependency, or made room in a
+            # limit.
+            return round_._replace(more_wait=queue.has_any(connection))
 
         try:
             round_ = self._database.write(write, durable=durable)
@@ -620,6 +625,8 @@ class Dispatcher(ForkAware):
             self._take(start, run)
         for of, error in round_.failed:
             self._postpone_written(of, error)
+        if round_.more_wait:
+            self._look = True
         return round_.written
 
     def _postpone_written(self, of: Claim | Start, error: Exception) -> None:
@@ -693,9 +700,6 @@ class Dispatcher(ForkAware):
             with self._lock:
                 del self._claims[claim.token]
             claim.release()
-            # The same transaction may have created the job that follows, met a dependency, or
-            # made room in a limit.
-            self._look = True
         else:
             claim.run = run
 

@@ -66,6 +66,15 @@ def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
     )
 
 
+_ANY = Statement(text("SELECT EXISTS (SELECT 1 FROM job WHERE status = 'QUEUED')"))
+
+
+def has_any(connection: Connection) -> bool:
+    """Tell whether any job is QUEUED, whatever it waits for."""
+    ((found,),) = _ANY(connection)
+    return bool(found)
+
+
 def _first(where: str, value: str, order: str) -> str:
     """Return a subquery for the value of the first row, as bytes."""
     return f"(SELECT CAST({value} AS BLOB) FROM job WHERE {where} ORDER BY {order} LIMIT 1)"  # noqa: S608 - our own texts
