@@ -79,8 +79,9 @@ class Spool:
         self.gone = False
         self.dropped = 0
         self._directory = directory
-        self._rotate_at = rotate_at()
-        self._file = -1  # created with the first frame, because many jobs have no output
+        # Both are set with the first frame, because many jobs have no output.
+        self._rotate_at = 0
+        self._file = -1
         self._begin = 0
         self._queue: list[bytes] = []
         self.errno = 0
@@ -203,6 +204,7 @@ class Spool:
 
     def _next_file(self) -> None:
         """Start a new file, named by the offset of its first byte."""
+        self._rotate_at = rotate_at()
         descriptor = self._make(f"{job_directory.SPOOL}{self.end}")
         self.close()
         self._file = descriptor

@@ -223,12 +223,18 @@ def pid_namespace() -> int | None:
 
 
 def largest_file() -> int | None:
-    """Return the limit of `ulimit -f` in bytes; None: unlimited, or `/proc` is missing."""
+    """
+    Return the limit of `ulimit -f` in bytes; None: unlimited, or `/proc` does not provide it.
+
+    Raises:
+        OSError: No file descriptor or memory is free.
+    """
     # Not by `resource`, which would be one more library to load for each supervisor.
     try:
         with open("/proc/self/limits", "rb") as limits:
-            (line,) = (one for one in limits if one.startswith(b"Max file size"))
-    except FileNotFoundError:
+            found = [line.split()[3] for line in limits if line.startswith(b"Max file size")]
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         return None
-    soft = line.split()[3]
-    return None if soft == b"unlimited" else int(soft)
+    return None if found in ([], [b"unlimited"]) else int(found[0])
