@@ -226,12 +226,13 @@ def spawn(
 
 def fork(program: Program, start: Start) -> int:
     """Fork the process of a command, and return its pid."""
+    candidates = _candidates(program)  # the child would copy memory to join the paths
     # Block the only signal that may have a handler, which must not run in the child.
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
     try:
         pid = os.fork()
         if pid == 0:
-            _run_in_child(program, start)
+            _run_in_child(program, start, candidates)
         return pid
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
@@ -393,7 +394,7 @@ class Start:
         self.parent = os.getpid() if parent is None else parent  # the supervisor
 
 
-def _run_in_child(program: Program, start: Start) -> NoReturn:
+def _run_in_child(program: Program, start: Start, candidates: list[bytes]) -> NoReturn:
     """Run the command in the child. It never returns, so the child runs no other code."""
     stage = EXEC
     number = 0
@@ -407,7 +408,7 @@ def _run_in_child(program: Program, start: Start) -> NoReturn:
             descriptor = os.open(program.stdin[1], os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
             os.dup2(descriptor, 0)
         stage = EXEC
-        _exec_found(program)
+        _exec_found(program, candidates)
         stage, number = _exec(program)
     except OSError as error:
         number = error.errno or 0
@@ -497,7 +498,7 @@ def _candidates(program: Program) -> list[bytes]:
     return [os.path.join(part, name) for part in path.split(b":")]
 
 
-def _exec_found(program: Program) -> None:
+def _exec_found(program: Program, candidates: list[bytes]) -> None:
     """
     Execute the first candidate that exists; return if that fails, or if none seems to exist.
 
@@ -506,7 +507,7 @@ def _exec_found(program: Program) -> None:
     """
     if os.access not in os.supports_effective_ids:
         return  # with the real ids it could miss a candidate that this process can execute
-    for candidate in _candidates(program):
+    for candidate in candidates:
         if os.access(candidate, os.F_OK, effective_ids=True):
             try:
                 os.execve(candidate, program.argv, program.env)  # noqa: S606
