@@ -76,6 +76,17 @@ def _moment() -> Any:
     return Column(BigInteger)
 
 
+def _owner(table: str, **options: Any) -> Any:
+    """Return a column with the row of a table to which a row belongs, and with which it goes."""
+    kind, key = (BigInteger, "job.number") if table == "job" else (Id(), f"{table}.id")
+    return Column(kind, ForeignKey(key, ondelete="CASCADE"), **{"nullable": False, **options})
+
+
+def _partial(name: str, *columns: Any, where: str, unique: bool = False) -> Index:
+    """Return an index of the rows for which a condition holds."""
+    return Index(name, *columns, unique=unique, info={"sqlite_where": text(where)})
+
+
 class StoreRow(_Row, table=True):
     """One row with the store id, which the root of the job directories has, too."""
 
@@ -89,13 +100,8 @@ class WorkspaceRow(_Row, table=True):
     __tablename__ = "workspace"
     __table_args__ = (
         # At most one default workspace, even if several processes create it at once.
-        Index(
-            "one_default_workspace",
-            "is_default",
-            unique=True,
-            info={"sqlite_where": text("is_default")},
-        ),
-        Index("marked_workspaces", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+        _partial("one_default_workspace", "is_default", unique=True, where="is_default"),
+        _partial("marked_workspaces", "id", where="deleted_at IS NOT NULL"),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     name: str
@@ -115,26 +121,24 @@ class PipelineRow(_Row, table=True):
             f"status IN ({lifecycle.quoted(lifecycle.PipelineStatus)})", name="status_is_known"
         ),
         # Names are unique within a workspace, regardless of case.
-        Index(
+        _partial(
             "one_pipeline_per_name",
             "workspace_id",
             "folded_name",
             unique=True,
-            info={"sqlite_where": text("deleted_at IS NULL")},
+            where="deleted_at IS NULL",
         ),
         Index("pipelines_of_workspace", "workspace_id", "created", "id"),
-        Index(
+        _partial(
             "scheduled_pipelines",
             "next_tick",
             "id",
-            info={"sqlite_where": text("next_tick IS NOT NULL AND deleted_at IS NULL")},
+            where="next_tick IS NOT NULL AND deleted_at IS NULL",
         ),
-        Index("marked_pipelines", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+        _partial("marked_pipelines", "id", where="deleted_at IS NOT NULL"),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
-    workspace_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
-    )
+    workspace_id: UUID = Field(sa_column=_owner("workspace"))
     name: str
     status: str
     command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
@@ -169,13 +173,9 @@ class RequirementRow(_Row, table=True):
 
     __tablename__ = "requirement"
     __table_args__ = (Index("requirements_of_source", "source_id"),)
-    pipeline_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), primary_key=True)
-    )
+    pipeline_id: UUID = Field(sa_column=_owner("pipeline", primary_key=True))
     position: int = Field(primary_key=True)
-    source_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
-    )
+    source_id: UUID = Field(sa_column=_owner("pipeline"))
     # When the source was COMPLETE since the pipeline's last run for a set; None: not yet.
     met: int | None = Field(default=None, sa_column=_moment())
 
@@ -185,13 +185,9 @@ class LinkRow(_Row, table=True):
 
     __tablename__ = "link"
     __table_args__ = (Index("links_of_source", "source_id"),)
-    pipeline_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), primary_key=True)
-    )
+    pipeline_id: UUID = Field(sa_column=_owner("pipeline", primary_key=True))
     position: int = Field(primary_key=True)
-    source_id: UUID | None = Field(
-        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
-    )
+    source_id: UUID | None = Field(default=None, sa_column=_owner("pipeline", nullable=True))
     name: str | None = None  # a name that no pipeline has; this link never triggers
 
 
@@ -201,9 +197,7 @@ class NoteRow(_Row, table=True):
     __tablename__ = "pipeline_note"
     __table_args__ = (Index("notes_of_pipeline", "pipeline_id", "topic"),)
     id: int | None = Field(default=None, primary_key=True)
-    pipeline_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
-    )
+    pipeline_id: UUID = Field(sa_column=_owner("pipeline"))
     topic: str  # "name" or "chain"; changing the pipeline's name or chain removes the note
     detail: str
 
@@ -217,9 +211,7 @@ class SkipRow(_Row, table=True):
         Index("skips_by_time", "recorded"),
     )
     id: int | None = Field(default=None, primary_key=True)
-    pipeline_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
-    )
+    pipeline_id: UUID = Field(sa_column=_owner("pipeline"))
     due: int = Field(sa_column=Column(BigInteger, nullable=False))
     recorded: int = Field(sa_column=Column(BigInteger, nullable=False))
     # schedule, triggered: the pipeline already had an active job; missed: no host was running.
@@ -247,145 +239,104 @@ class JobRow(_Row, table=True):
     __table_args__ = (
         *(CheckConstraint(rule, name=name) for name, rule in lifecycle.constraints().items()),
         # At most one QUEUED or RUNNING job per pipeline, over all processes.
-        Index(
+        _partial(
             "one_active_job_per_pipeline",
             "pipeline_id",
             unique=True,
-            info={"sqlite_where": text("status IN ('QUEUED', 'RUNNING')")},
+            where="status IN ('QUEUED', 'RUNNING')",
         ),
         # For recovery, and to count the jobs that run. These two indexes stay small however long
         # the history is.
-        Index(
-            "running_jobs",
-            "type",
-            "group_name",
-            "number",
-            info={"sqlite_where": text("status = 'RUNNING'")},
-        ),
-        Index("deleted_jobs", "number", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+        _partial("running_jobs", "type", "group_name", "number", where="status = 'RUNNING'"),
+        _partial("deleted_jobs", "number", where="deleted_at IS NOT NULL"),
         # Jobs of a dead process. It stays small however long the history is.
-        Index("owned_jobs", "number", info={"sqlite_where": text("owner IS NOT NULL")}),
+        _partial("owned_jobs", "number", where="owner IS NOT NULL"),
         # To find stored environments that no job needs.
-        Index(
-            "jobs_by_environment",
-            "environment",
-            info={"sqlite_where": text("environment IS NOT NULL")},
-        ),
+        _partial("jobs_by_environment", "environment", where="environment IS NOT NULL"),
         # Pages of all jobs, and of the jobs of one status, newest first.
-        Index("jobs_by_status", "status", info={"sqlite_where": text("deleted_at IS NULL")}),
+        _partial("jobs_by_status", "status", where="deleted_at IS NULL"),
         # Pages of the jobs of one status in a workspace or pipeline, newest first.
         Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
-        Index(
+        _partial(
             "jobs_of_pipeline",
             "pipeline_id",
             "deleted_at",
             "status",
             "number",
-            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+            where="pipeline_id IS NOT NULL",
         ),
         # The same for one type, in a workspace, a pipeline or the whole file. Without these
         # SQLite would read the jobs of all types.
         Index(
-            "jobs_of_workspace_by_type",
-            "workspace_id",
-            "deleted_at",
-            "type",
-            "status",
-            "number",
+            "jobs_of_workspace_by_type", "workspace_id", "deleted_at", "type", "status", "number"
         ),
-        Index(
+        _partial(
             "jobs_of_pipeline_by_type",
             "pipeline_id",
             "deleted_at",
             "type",
             "status",
             "number",
-            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+            where="pipeline_id IS NOT NULL",
         ),
-        Index(
-            "jobs_of_type",
-            "type",
-            "status",
-            "number",
-            info={"sqlite_where": text("deleted_at IS NULL")},
-        ),
+        _partial("jobs_of_type", "type", "status", "number", where="deleted_at IS NULL"),
         # The queue: for each type, owner and group, the jobs that may start, in order. The columns
         # before the group are constant in a search. They are included because SQLite prefers the
         # index with more columns to compare, and so that it need not read the rows.
-        Index(
+        _partial(
             "queue",
             *_SEARCHED,
             "not_before",
             "group_name",
             text("priority DESC"),
             "number",
-            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NULL")},
+            where=f"{_MAY_START} AND not_before IS NULL",
         ),
         # The same for jobs that wait for their time, or have waited for it: of each priority,
         # those that are due come first.
-        Index(
+        _partial(
             "delayed_queue",
             *_SEARCHED,
             "group_name",
             text("priority DESC"),
             "not_before",
             "number",
-            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NOT NULL")},
+            where=f"{_MAY_START} AND not_before IS NOT NULL",
         ),
         # When the next job is due.
-        Index(
+        _partial(
             "delayed_jobs",
             "type",
             "status",
             "unmet",
             "deleted_at",
             "not_before",
-            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NOT NULL")},
+            where=f"{_MAY_START} AND not_before IS NOT NULL",
         ),
         # At most one job of a workspace holds a key, over all processes.
-        Index(
-            "one_job_per_key",
-            "workspace_id",
-            "held_key",
-            unique=True,
-            info={"sqlite_where": text("held_key IS NOT NULL")},
+        _partial(
+            "one_job_per_key", "workspace_id", "held_key", unique=True, where="held_key IS NOT NULL"
         ),
-        Index("jobs_by_key", "key", "number", info={"sqlite_where": text("key IS NOT NULL")}),
-        Index("jobs_by_name", "name", "number", info={"sqlite_where": text("name IS NOT NULL")}),
-        Index(
-            "jobs_of_group",
-            "group_name",
-            "status",
-            "number",
-            info={"sqlite_where": text("group_name IS NOT NULL")},
-        ),
-        Index(
+        _partial("jobs_by_key", "key", "number", where="key IS NOT NULL"),
+        _partial("jobs_by_name", "name", "number", where="name IS NOT NULL"),
+        _partial("jobs_of_group", "group_name", "status", "number", where="group_name IS NOT NULL"),
+        _partial(
             "expiring_jobs",
             "status",  # constant, as in the indexes of the queue
             "expires",
-            info={"sqlite_where": text("status = 'QUEUED' AND expires IS NOT NULL")},
+            where="status = 'QUEUED' AND expires IS NOT NULL",
         ),
-        Index("retries_of_job", "retry_of", info={"sqlite_where": text("retry_of IS NOT NULL")}),
+        _partial("retries_of_job", "retry_of", where="retry_of IS NOT NULL"),
         # With the start, so that durations can be compared without reading the rows.
-        Index(
-            "jobs_by_end",
-            "end_time",
-            "number",
-            "start_time",
-            info={"sqlite_where": text("end_time IS NOT NULL")},
-        ),
+        _partial("jobs_by_end", "end_time", "number", "start_time", where="end_time IS NOT NULL"),
         Index("jobs_by_creation", "created"),
-        Index(
+        _partial(
             "delayed_retries",
             "status",
             "not_before",
             "number",
-            info={
-                "sqlite_where": text(
-                    "status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
-                    "AND deleted_at IS NULL"
-                )
-            },
+            where="status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
+            "AND deleted_at IS NULL",
         ),
         # Never reuse a number, even if the newest job is deleted: pages use it as a cursor.
         {"info": {"sqlite_autoincrement": True}},
@@ -394,12 +345,8 @@ class JobRow(_Row, table=True):
     id: UUID = Field(sa_column=Column(Id(), unique=True, nullable=False))
 
     # Written at create.
-    workspace_id: UUID = Field(
-        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
-    )
-    pipeline_id: UUID | None = Field(
-        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
-    )
+    workspace_id: UUID = Field(sa_column=_owner("workspace"))
+    pipeline_id: UUID | None = Field(default=None, sa_column=_owner("pipeline", nullable=True))
     type: str
     name: str | None = None
     data: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
@@ -496,12 +443,8 @@ class DependencyRow(_Row, table=True):
     """A job starts only after another one. The other may be deleted, so it is no foreign key."""
 
     __tablename__ = "dependency"
-    __table_args__ = (
-        Index("dependents", "upstream_id", info={"sqlite_where": text("met IS NULL")}),
-    )
-    job: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), primary_key=True)
-    )
+    __table_args__ = (_partial("dependents", "upstream_id", where="met IS NULL"),)
+    job: int = Field(sa_column=_owner("job", primary_key=True))
     position: int = Field(primary_key=True)
     # The last attempt of the job that was named.
     upstream_id: UUID = Field(sa_column=Column(Id(), nullable=False))
@@ -548,9 +491,7 @@ class SegmentRow(_Row, table=True):
     __tablename__ = "log_segment"
     __table_args__ = (UniqueConstraint("job", "first_sequence"),)
     id: int | None = Field(default=None, primary_key=True)
-    job: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
-    )
+    job: int = Field(sa_column=_owner("job"))
     first_sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
     line_count: int
     raw_bytes: int  # of the frames, before compression
@@ -563,14 +504,7 @@ class ResultRow(_Row, table=True):
 
     __tablename__ = "result"
     __table_args__ = (CheckConstraint("encoding IN ('json', 'pickle')", name="encoding_is_known"),)
-    job: int = Field(
-        sa_column=Column(
-            BigInteger,
-            ForeignKey("job.number", ondelete="CASCADE"),
-            primary_key=True,
-            autoincrement=False,
-        )
-    )
+    job: int = Field(sa_column=_owner("job", primary_key=True, autoincrement=False))
     encoding: str
     data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
@@ -581,18 +515,11 @@ class TransitionRow(_Row, table=True):
     __tablename__ = "transition"
     __table_args__ = (
         Index("transitions_of_job", "job", "id"),
-        Index(
-            "transitions_of_pipeline",
-            "pipeline_id",
-            "id",
-            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
-        ),
+        _partial("transitions_of_pipeline", "pipeline_id", "id", where="pipeline_id IS NOT NULL"),
         {"info": {"sqlite_autoincrement": True}},
     )
     id: int | None = Field(default=None, primary_key=True)
-    job: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
-    )
+    job: int = Field(sa_column=_owner("job"))
     at: int = Field(sa_column=Column(BigInteger, nullable=False))
     trigger: str
     from_status: str | None = None
