@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from rich.text import Text
     from typing_extensions import Self
 
-    from jobcore.command import Command
     from jobcore.models import Finding, Job, Limit, Progress, Transition
 
 #: Whole escape sequences first, then the remaining control characters: C0 except the tab,
@@ -202,12 +200,6 @@ def label(job: Job) -> str:
 def what(job: Job) -> str:
     """Return a job's name, or its command, in one line; empty: it has neither."""
     return job.name or ("" if job.command is None else str(job.command))
-
-
-def command_text(command: Command) -> str:
-    """Return a command as one would type it."""
-    words = list(map(str, command.argv))
-    return words[0] if command.shell else shlex.join(words)
 
 
 def _long_form(job: Job) -> tuple[Any, ...]:
