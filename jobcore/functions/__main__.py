@@ -61,17 +61,17 @@ def make_call(payload: dict[str, Any]) -> None:
     directory = os.environ.pop(DIRECTORY)
     identity = result_file.identify(directory)
     me = os.getpid()
-    termination = Termination()
+    handler = SigtermHandler()
     try:
         value = _call(payload)
         if os.getpid() != me:
             return  # the function forked, and this is the child
         _store(payload["name"], value, directory, identity)
-        termination.expect_exit()
+        handler.expect_exit()
     except BaseException as error:
         if os.getpid() == me:
-            termination.finish(error)
-            termination.expect_exit()
+            handler.finish(error)
+            handler.expect_exit()
         _hide_own_frames()
         raise  # Python ends as usual, also for SystemExit and KeyboardInterrupt
 
@@ -128,7 +128,7 @@ def log_from_info_up() -> None:
     last.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
 
 
-class Termination:
+class SigtermHandler:
     """
     Handles SIGTERM like `sys.exit`, so that `finally`, `with` and `atexit` of the function run.
 

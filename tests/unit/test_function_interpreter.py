@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jobcore.functions.__main__ import Termination, merged_path
+from jobcore.functions.__main__ import SigtermHandler, merged_path
 from jobcore.functions.encoding import this_python
 from tests.processes import PATIENCE, Child
 
@@ -48,11 +48,11 @@ def test_python_is_identified_by_version_and_location():
 
 def gets_sigterm_in_a_fork():
     """Return whether a SIGTERM that comes between the hooks of a fork ends this all the same."""
-    termination = Termination()
-    termination._hold()  # as `os.fork` does
+    handler = SigtermHandler()
+    handler._hold()  # as `os.fork` does
     os.kill(os.getpid(), signal.SIGTERM)
     try:
-        termination._release()  # the signal may come while this still starts its sender
+        handler._release()  # the signal may come while this still starts its sender
         time.sleep(PATIENCE)
     except SystemExit:
         return True
