@@ -43,7 +43,7 @@ All = Annotated[bool, typer.Option("--all", help="All jobs for which this can be
 _OPTIONS: dict[str, Any] = {
     "status": Annotated[
         list[Status] | None,
-        typer.Option("--status", case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
+        typer.Option(case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
     ],
     "failed": Annotated[
         bool,
@@ -56,7 +56,6 @@ _OPTIONS: dict[str, Any] = {
     "name": Annotated[
         str | None,
         typer.Option(
-            "--name",
             parser=stored_text,
             metavar="GLOB",
             help="Only jobs whose name matches, such as 'load *'.",
@@ -64,36 +63,27 @@ _OPTIONS: dict[str, Any] = {
     ],
     "group": Annotated[
         str | None,
-        typer.Option(
-            "--group", parser=stored_text, metavar="NAME", help="Only jobs of this group."
-        ),
+        typer.Option(parser=stored_text, metavar="NAME", help="Only jobs of this group."),
     ],
     "key": Annotated[
         str | None,
-        typer.Option("--key", parser=stored_text, metavar="TEXT", help="Only jobs with this key."),
+        typer.Option(parser=stored_text, metavar="TEXT", help="Only jobs with this key."),
     ],
     "workspace": Annotated[
         str | None,
         typer.Option(
-            "--workspace",
-            parser=stored_text,
-            metavar="NAME",
-            help="Only jobs of the workspace of this name.",
+            parser=stored_text, metavar="NAME", help="Only jobs of the workspace of this name."
         ),
     ],
     "pipeline": Annotated[
         str | None,
         typer.Option(
-            "--pipeline",
-            parser=stored_text,
-            metavar="NAME",
-            help="Only jobs of the pipeline of this name.",
+            parser=stored_text, metavar="NAME", help="Only jobs of the pipeline of this name."
         ),
     ],
     "since": Annotated[
         datetime | None,
         typer.Option(
-            "--since",
             parser=past,
             metavar="WHEN",
             help="Only jobs created since then: 2h, 18:30, or '2026-12-01 18:30'.",
@@ -101,25 +91,15 @@ _OPTIONS: dict[str, Any] = {
     ],
     "until": Annotated[
         datetime | None,
-        typer.Option("--until", parser=past, metavar="WHEN", help="Only jobs created before then."),
+        typer.Option(parser=past, metavar="WHEN", help="Only jobs created before then."),
     ],
     "ended_since": Annotated[
         datetime | None,
-        typer.Option(
-            "--ended-since",
-            parser=past,
-            metavar="WHEN",
-            help="Only jobs that have ended since then.",
-        ),
+        typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
     ],
     "ended_until": Annotated[
         datetime | None,
-        typer.Option(
-            "--ended-until",
-            parser=past,
-            metavar="WHEN",
-            help="Only jobs that had ended before then.",
-        ),
+        typer.Option(parser=past, metavar="WHEN", help="Only jobs that had ended before then."),
     ],
     "reasons": Annotated[
         list[Reason] | None,
