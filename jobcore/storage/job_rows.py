@@ -48,6 +48,7 @@ from jobcore.storage.tables import (
     IS_ACTIVE,
     IS_VISIBLE,
     SHOWN,
+    JobRow,
     has_status,
     job,
     pipeline,
@@ -133,37 +134,16 @@ def members(values: Iterable[T] | None) -> frozenset[T] | None:
     return None if values is None else frozenset(values)
 
 
-#: The columns of a new job and their defaults.
+#: The columns of a new job that have a default, and these defaults. SQLite assigns the number.
 _NEW_JOB: dict[str, Any] = {
-    "number": None,  # assigned by SQLite
-    "pipeline_id": None,
-    "name": None,
-    "data": None,
-    "command": None,
-    "attempt": 1,
-    "retry_of": None,
-    "not_before": None,
-    "owner": None,
-    "env_from": None,
-    "environment": None,
-    "priority": 0,
-    "group_name": None,
-    "expires": None,
-    "retries": None,
-    "hooks": None,
-    "hook_of": None,
-    "parameters": None,
-    "key": None,
-    "held_key": None,
-    "unique_until": None,
-    "run_if": None,
-    "unmet": 0,
-    "spool_offset": 0,
-    "next_sequence": 0,
-    "loose_sequence": 0,
-    "loose_bytes": 0,
-    "dropped": 0,
-}
+    name: JobRow.model_fields[name].default
+    for name in (
+        "number", "pipeline_id", "name", "data", "command", "attempt", "retry_of", "not_before",
+        "owner", "env_from", "environment", "priority", "group_name", "expires", "retries",
+        "hooks", "hook_of", "parameters", "key", "held_key", "unique_until", "run_if", "unmet",
+        "spool_offset", "next_sequence", "loose_sequence", "loose_bytes", "dropped",
+    )
+}  # fmt: skip
 _INSERT_JOB = Statement(
     insert(job).values(
         {
