@@ -122,18 +122,6 @@ def summary(counts: Mapping[Status, int], paused: Iterable[str] = ()) -> Rendera
     return Text("  ").join(parts)
 
 
-def _number(job: Job, _: Facts) -> str:
-    return str(job.number)
-
-
-def _id(job: Job, facts: Facts) -> str:
-    return str(job.id) if facts.wide else job.id.hex[:8]
-
-
-def _status(job: Job, _: Facts) -> str:
-    return str(job.status)
-
-
 def _time(job: Job, facts: Facts) -> str | None:
     """Return how long a job ran or has been running, or in what time it is due."""
     if job.status is Status.QUEUED:
@@ -164,20 +152,12 @@ def _started(job: Job, facts: Facts) -> str | None:
     return output.short_time(job.start_time, facts.now)
 
 
-def _group(job: Job, _: Facts) -> str | None:
-    return job.group
-
-
 def _pipeline(job: Job, facts: Facts) -> str | None:
     return None if job.pipeline_id is None else facts.pipelines.get(job.pipeline_id)
 
 
-def _priority(job: Job, _: Facts) -> str | None:
-    return str(job.priority) if job.priority else None
-
-
-def _lines(job: Job, _: Facts) -> str | None:
-    return str(job.line_count) if job.line_count else None
+def _number(count: int) -> str | None:
+    return str(count) if count else None
 
 
 def _what(job: Job, facts: Facts) -> str:
@@ -189,16 +169,16 @@ def _what(job: Job, facts: Facts) -> str:
 
 
 _COLUMNS = (
-    _Column("JOB", _number, right=True),
-    _Column("ID", _id, ROOMY),
-    _Column("STATUS", _status),
+    _Column("JOB", lambda job, _: str(job.number), right=True),
+    _Column("ID", lambda job, facts: str(job.id) if facts.wide else job.id.hex[:8], ROOMY),
+    _Column("STATUS", lambda job, _: str(job.status)),
     _Column("TIME", _time, right=True),
     _Column("NOTE", _note, always=False),
     _Column("STARTED", _started, NORMAL, always=False),
-    _Column("PRIO", _priority, ROOMY, always=False, right=True),
-    _Column("GROUP", _group, NORMAL, always=False, most=16, short=SHORT),
+    _Column("PRIO", lambda job, _: _number(job.priority), ROOMY, always=False, right=True),
+    _Column("GROUP", lambda job, _: job.group, NORMAL, always=False, most=16, short=SHORT),
     _Column("PIPELINE", _pipeline, NORMAL, always=False, most=20, short=SHORT),
-    _Column("LINES", _lines, ROOMY, always=False, right=True),
+    _Column("LINES", lambda job, _: _number(job.line_count), ROOMY, always=False, right=True),
 )
 
 
