@@ -38,6 +38,11 @@ PARSE_ERRORS = (ValueError, TypeError, AttributeError, OverflowError)
 BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
 #: The patch releases of two older minor versions that have the fix, too.
 FIXED_IN = ((3, 44, 6), (3, 50, 7))
+#: The checks that know the current schema only.
+NEED_CURRENT = (
+    "definitions", "rows", "counts", "dependencies", "owned jobs", "left processes", "chains",
+    "limits",
+)  # fmt: skip
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
@@ -84,34 +89,44 @@ class Examination:
     def findings(self) -> Iterator[Finding]:
         """Return what each check has found."""
         yield from self._sqlite()
-        for check, look in (
-            ("system", self._system),
-            ("file", self._file),
-            ("file system", self._file_system),
-            ("modes", self._modes),
-            ("other users", self._other_users),
-            ("write-ahead log", self._write_ahead_log),
-            ("schema", self._schema),
-            ("definitions", self._definitions),
-            ("integrity", self._integrity),
-            ("rows", self._rows),
-            ("counts", self._counts),
-            ("dependencies", self._dependencies),
-            ("store", self._store),
-            ("directories", self._directories),
-            ("running jobs", self._running_jobs),
-            ("owned jobs", self._owned_jobs),
-            ("left processes", self._left_processes),
-            ("deletions", self._deletions),
-            ("chains", self._chains),
-            ("schedules", self._schedules),
-            ("limits", self._limits),
+        for check, look, all_well in (
+            ("system", self._system, "kernel and /proc have every feature that jobcore uses"),
+            ("file", self._file, None),
+            ("file system", self._file_system, None),
+            ("modes", self._modes, "private to this user"),
+            ("other users", self._other_users, None),
+            ("write-ahead log", self._write_ahead_log, None),
+            ("schema", self._schema, None),
+            (
+                "definitions",
+                self._definitions,
+                "every table, index and trigger is as jobcore made it",
+            ),
+            ("integrity", self._integrity, "every page and every reference is in order"),
+            ("rows", self._rows, "every row can be read"),
+            ("counts", self._counts, "the counts match the jobs"),
+            (
+                "dependencies",
+                self._dependencies,
+                "each waiting job waits for one that has not ended",
+            ),
+            ("store", self._store, None),
+            ("directories", self._directories, None),
+            ("running jobs", self._running_jobs, None),
+            ("owned jobs", self._owned_jobs, None),
+            ("left processes", self._left_processes, "no ended job has left a process"),
+            ("deletions", self._deletions, "no unfinished deletion"),
+            ("chains", self._chains, "no pipeline has lost a trigger"),
+            ("schedules", self._schedules, "every schedule and time zone is valid here"),
+            ("limits", self._limits, "nothing is limited or paused"),
         ):
             try:
+                if check in NEED_CURRENT and not self._is_current():
+                    continue
                 found = list(look(check))
             except (JobcoreError, OSError, sqlite3.Error, *PARSE_ERRORS) as error:
                 found = [_wrong(check, str(error))]
-            yield from found
+            yield from found or ([] if all_well is None else [_ok(check, all_well)])
             # The other checks make no sense for a file that is not a jobcore database.
             if check in ("file", "schema") and found[-1].verdict == "wrong":
                 return
@@ -139,8 +154,6 @@ class Examination:
                 f"without {', '.join(lacking)}: jobcore works with less, as README says under "
                 '"Old kernels and containers"',
             )
-        else:
-            yield _ok(check, "kernel and /proc have every feature that jobcore uses")
 
     def _file(self, check: str) -> Iterator[Finding]:
         facts = os.stat(self._path)
@@ -183,8 +196,6 @@ class Examination:
             yield _wrong(check, f"others may read or enter {_some(open_to_others)}")
         if foreign:
             yield _wrong(check, f"owned by another user: {_some(foreign)}")
-        if not open_to_others and not foreign:
-            yield _ok(check, "private to this user")
 
     def _other_users(self, check: str) -> Iterator[Finding]:
         directory = os.path.dirname(self._path)
@@ -257,12 +268,9 @@ class Examination:
         schema.refuse_half_restored(connection, self._path, schema.read_identity(connection))
 
     def _definitions(self, check: str) -> Iterator[Finding]:
-        _, version, _ = self._ask(schema.read_identity)
-        changed = self._ask(schema.differences) if version == schema.VERSION else []
+        changed = self._ask(schema.differences)
         if changed:
             yield _wrong(check, f"not as jobcore made them: {_some(changed)}")
-        elif version == schema.VERSION:
-            yield _ok(check, "every table, index and trigger is as jobcore made it")
 
     def _integrity(self, check: str) -> Iterator[Finding]:
         answer = self._ask(_rows("PRAGMA integrity_check(5)"))
@@ -271,37 +279,25 @@ class Examination:
             yield _wrong(check, "; ".join(text for (text,) in answer))
         if orphans:
             yield _wrong(check, f"{len(orphans)} rows refer to a missing row, in {orphans[0][0]}")
-        if answer == [("ok",)] and not orphans:
-            yield _ok(check, "every page and every reference is in order")
 
     def _rows(self, check: str) -> Iterator[Finding]:
         """Look for rows with invalid values, which listings leave out."""
-        if not self._is_current():
-            return
         found = [
             row for table in row_checks.LISTED for row in self._ask(row_checks.damaged_rows(table))
         ]
         if found:
             yield _wrong(check, f"damaged: {_some(found)}; restore them from a backup")
-        else:
-            yield _ok(check, "every row can be read")
 
     def _counts(self, check: str) -> Iterator[Finding]:
-        if not self._is_current():
-            return
         wrong = self._ask(counts.wrong)
         if wrong:
             yield _wrong(
                 check,
                 f"the counts do not match the jobs: {_some(wrong)}; --repair counts them again",
             )
-        else:
-            yield _ok(check, "the counts match the jobs")
 
     def _dependencies(self, check: str) -> Iterator[Finding]:
         """Look for jobs that would wait for ever, or start too early."""
-        if not self._is_current():
-            return
         wrong = self._ask(dependencies.miscounted)
         forgotten = self._ask(dependencies.forgotten)
         if wrong:
@@ -310,8 +306,6 @@ class Examination:
         if forgotten:
             told = f"ended, but other jobs still wait for them: {_some(forgotten)}"
             yield _wrong(check, f"{told}; --repair decides whether the waiting jobs start")
-        if not wrong and not forgotten:
-            yield _ok(check, "each waiting job waits for one that has not ended")
 
     def _store(self, check: str) -> Iterator[Finding]:
         ((stored,),) = self._ask(_rows("SELECT id FROM store"))
@@ -362,8 +356,6 @@ class Examination:
 
     def _owned_jobs(self, check: str) -> Iterator[Finding]:
         """Look at tasks that processes own, and at reserved jobs."""
-        if not self._is_current():
-            return
         rows = self._ask(_rows("SELECT id, owner FROM job WHERE owner IS NOT NULL"))
         directories = Directories(self._path)
         try:
@@ -434,8 +426,6 @@ class Examination:
             return None
 
     def _left_processes(self, check: str) -> Iterator[Finding]:
-        if not self._is_current():
-            return
         rows = self._ask(
             _rows(
                 "SELECT id, cookie FROM job WHERE unreaped IS NOT NULL AND cookie IS NOT NULL "
@@ -450,19 +440,13 @@ class Examination:
                 f"{_some(map(str, pids))} of job {job}, which has ended, still run: end them. A "
                 "retry waits for them, or for --repair",
             )
-        if not alive:
-            yield _ok(check, "no ended job has left a process")
 
     def _deletions(self, check: str) -> Iterator[Finding]:
         ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))
         if begun:
             yield _note(check, f"{begun} unfinished: a manager with slots will finish them")
-        else:
-            yield _ok(check, "no unfinished deletion")
 
     def _chains(self, check: str) -> Iterator[Finding]:
-        if not self._is_current():
-            return
         notes = self._ask(
             _rows(
                 "SELECT name, detail FROM pipeline_note JOIN pipeline ON pipeline.id = pipeline_id "
@@ -471,8 +455,6 @@ class Examination:
         )
         for name, detail in notes:
             yield _note(check, f"pipeline {name!r}: {detail}")
-        if not notes:
-            yield _ok(check, "no pipeline has lost a trigger")
 
     def _schedules(self, check: str) -> Iterator[Finding]:
         scheduled: dict[tuple[str, str], list[str]] = {}
@@ -483,19 +465,13 @@ class Examination:
             )
         ):
             scheduled.setdefault((str(schedule[0]), str(schedule[1])), []).append(repr(name))
-        wrong = False
         for (expression, zone), names in scheduled.items():
             try:
                 Schedule(expression, zone)
             except ScheduleError as error:
-                wrong = True
                 yield _wrong(check, f"cannot run here: {_some(names)}: {_short(error)}")
-        if not wrong:
-            yield _ok(check, "every schedule and time zone is valid here")
 
     def _limits(self, check: str) -> Iterator[Finding]:
-        if not self._is_current():
-            return
         limits = self._ask(
             _rows("SELECT scope, name, slots, paused FROM job_limit ORDER BY scope, name")
         )
@@ -508,8 +484,6 @@ class Examination:
                 yield _note(check, f"{what}: paused since {to_datetime(paused):%Y-%m-%d %H:%M} UTC")
             if slots is not None:
                 yield _note(check, f"{what}: at most {slots} jobs run at once")
-        if not limits:
-            yield _ok(check, "nothing is limited or paused")
 
     def _is_current(self) -> bool:
         return self._ask(schema.read_identity)[1] == schema.VERSION
