@@ -8,10 +8,46 @@ imported it already.
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
+
+
+class OneReader(Generic[Answer]):
+    """
+    What an iterator in an event loop reads from: one task at a time, until the first error.
+
+    An error ends it, as it ends a generator, so a loop that ignores errors terminates.
+
+    Args:
+        what: What it returns, for the error of a second task.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._reading = False
+        self._ended = False
+
+    async def next(self) -> Answer:
+        """Return the next one, or raise StopAsyncIteration."""
+        if self._reading:
+            raise RuntimeError(f"another task waits for the next {self._what} of the same iterator")
+        if self._ended:
+            raise StopAsyncIteration
+        self._reading = True
+        try:
+            return await self._next()
+        except Exception:
+            self._ended = True
+            raise
+        finally:
+            self._reading = False
+
+    @abstractmethod
+    async def _next(self) -> Answer:
+        """Return the next one, or raise StopAsyncIteration; a cancelled call changes nothing."""
 
 
 async def in_thread(function: Callable[..., Answer], *arguments: Any) -> Answer:

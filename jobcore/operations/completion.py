@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 from jobcore.errors import JobDeleted, JobNotFound
 from jobcore.lifecycle import Status
 from jobcore.models import Job
-from jobcore.operations.async_backend import in_thread, sleep
+from jobcore.operations.async_backend import OneReader, in_thread, sleep
 from jobcore.operations.lookup import Id, parse_id, public
 from jobcore.operations.waiting import VERSION_MAX_AGE, WAIT_PAUSE, Cursor, Deadline, Waiter
 from jobcore.storage import attempts, history, transitions
@@ -348,7 +348,7 @@ class CompletionWaiter:
             pause = min(pause * 2, LOOK_LONGEST)
 
 
-class Completions(AsyncIterator[Job]):
+class Completions(OneReader[tuple[Job, list[int]]], AsyncIterator[Job]):
     """
     Jobs in the order in which they end: `completed` in an event loop.
 
@@ -368,6 +368,7 @@ class Completions(AsyncIterator[Job]):
         timeout: float | None,
         check: Check,
     ) -> None:
+        super().__init__("job")
         self._waiter = waiter
         self._begin = begin
         self._timeout = timeout
@@ -376,8 +377,6 @@ class Completions(AsyncIterator[Job]):
         self._waited: Waited | None = None
         self._ready: list[tuple[Job, list[int]]] = []
         self._error: Exception | None = None
-        self._waits = False
-        self._ended = False
 
     def __aiter__(self) -> Completions:
         """Return itself."""
@@ -385,34 +384,19 @@ class Completions(AsyncIterator[Job]):
 
     async def __anext__(self) -> Job:
         """Return the next job that has ended."""
-        found = await self.next()
-        if found is None:
-            raise StopAsyncIteration
-        return found[0]
+        job, _ = await self.next()
+        return job
 
     async def all(self, count: int) -> list[Job]:
         """Return the jobs for all ids, in the order in which they were given."""
         jobs: dict[int, Job] = {}
-        while (found := await self.next()) is not None:
-            jobs.update(dict.fromkeys(found[1], found[0]))
+        while len(jobs) < count:
+            job, places = await self.next()
+            jobs.update(dict.fromkeys(places, job))
         return [jobs[place] for place in range(count)]
 
-    async def next(self) -> tuple[Job, list[int]] | None:
-        """Return the next job with its places among the ids that were given; None: no more."""
-        if self._waits:
-            raise RuntimeError("another task waits for the next job of the same iterator")
-        if self._ended:
-            return None
-        self._waits = True
-        try:
-            return await self._next()
-        except Exception:
-            self._ended = True
-            raise
-        finally:
-            self._waits = False
-
-    async def _next(self) -> tuple[Job, list[int]] | None:
+    async def _next(self) -> tuple[Job, list[int]]:
+        """Return the next job with its places among the ids that were given."""
         if self._deadline is None:
             self._deadline = Deadline(self._timeout)
         if self._waited is None:
@@ -422,8 +406,7 @@ class Completions(AsyncIterator[Job]):
             if self._error is not None:
                 raise self._error
             if not waited.pending:
-                self._ended = True
-                return None
+                raise StopAsyncIteration
             step = Step()
             if self._waiter.has_something_to_do(waited):
                 step = await in_thread(self._waiter.step, waited, self._check)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jobcore.errors import ArgumentError, DatabaseCorrupt
 from jobcore.models import Event
 from jobcore.operations.arguments import checked_timeout
-from jobcore.operations.async_backend import in_thread, sleep
+from jobcore.operations.async_backend import OneReader, in_thread, sleep
 from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
@@ -229,7 +229,7 @@ class Events(_Events):
         return self._position.after
 
 
-class _AsyncEvents(AsyncIterator[Event]):
+class _AsyncEvents(OneReader[Event], AsyncIterator[Event]):
     def __init__(
         self,
         reader: EventReader,
@@ -241,6 +241,7 @@ class _AsyncEvents(AsyncIterator[Event]):
         follow: bool,
         timeout: float | None,
     ) -> None:
+        super().__init__("event")
         self._reader = reader
         self._begin = begin
         self._from = after
@@ -250,27 +251,18 @@ class _AsyncEvents(AsyncIterator[Event]):
         self._deadline: float | None = None
         self._wanted = JobFilter()
         self._position: _Position | None = None
-        self._reading = False
         self._ended = limit == 0
 
     async def __anext__(self) -> Event:
         """Return the next event."""
-        if self._reading:
-            raise RuntimeError("another task waits for the next event of the same iterator")
-        if self._ended:
-            raise StopAsyncIteration
-        self._reading = True
-        try:
-            position = await self._begun()
-            while not position.is_over:
-                if position.ready:
-                    return position.take()
-                await self._look(position)
-        except Exception:
-            self._ended = True
-            raise
-        finally:
-            self._reading = False
+        return await self.next()
+
+    async def _next(self) -> Event:
+        position = await self._begun()
+        while not position.is_over:
+            if position.ready:
+                return position.take()
+            await self._look(position)
         raise StopAsyncIteration
 
     async def _begun(self) -> _Position:

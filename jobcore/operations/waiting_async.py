@@ -16,7 +16,7 @@ from functools import partial
 from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
-from jobcore.operations.async_backend import Answer, in_thread, sleep
+from jobcore.operations.async_backend import Answer, OneReader, in_thread, sleep
 from jobcore.operations.waiting import (
     LOOK_AGAIN,
     NOT_DRAINED,
@@ -140,7 +140,7 @@ class AsyncWaiter:
         return await in_thread(self._waiter.search, cursor) if cursor.is_unsure else cursor
 
 
-class Lines(AsyncIterator[LogLine]):
+class Lines(OneReader[LogLine], AsyncIterator[LogLine]):
     """
     The lines of a job as they come.
 
@@ -165,6 +165,7 @@ class Lines(AsyncIterator[LogLine]):
         timeout: float | None,
         check: Callable[[Run], None],
     ) -> None:
+        super().__init__("line")
         self._check = check
         self._checked = 0.0
         self._async_waiter = awaiter
@@ -180,8 +181,6 @@ class Lines(AsyncIterator[LogLine]):
         self._last: LogLine | None = None  # that was taken from it
         self._next_check = 0.0  # when to look at the deadline, and for unfinished lines
         self._taken = 0
-        self._reading = False
-        self._ended = False
 
     def __aiter__(self) -> Lines:
         """Return itself."""
@@ -189,18 +188,7 @@ class Lines(AsyncIterator[LogLine]):
 
     async def __anext__(self) -> LogLine:
         """Return the next line."""
-        if self._reading:
-            raise RuntimeError("another task waits for the next line of the same iterator")
-        if self._ended:
-            raise StopAsyncIteration
-        self._reading = True
-        try:
-            return await self._next()
-        except Exception:
-            self._ended = True
-            raise
-        finally:
-            self._reading = False
+        return await self.next()
 
     async def _next(self) -> LogLine:
         if self._patience is None:
