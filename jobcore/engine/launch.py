@@ -130,8 +130,8 @@ class Claim:
         self.accepted = False
         self.ended = False
         self.due = float("inf")
-        # So a short job has ended by its first import, which is one transaction then, not two.
-        self._imported = self.claimed
+        # A short job has ended by then, and is imported in one transaction.
+        self._imported = self.claimed + tuning.FIRST_IMPORT - tuning.IMPORT_PAUSE
         self._slot = start.prepared.take_slot()
 
     def note(self, notice: messages.Notice) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from jobcore.supervisor.execution import PollSet
 
+_FIRST = 0.01  # seconds until the first notice of output; a job that ends sooner sends none
 _EVERY = 0.05  # seconds between two notices of output,
 _BYTES = 256 * 1024  # unless there are so many new bytes
 
@@ -217,7 +218,7 @@ class Notices:
         self._token = token
         self.announced = 0
         self.errno = 0
-        self._next = now + _EVERY  # a job that ends sooner needs no notice but the last
+        self._next = now + _FIRST
         if not channel.dead:
             # Not POLLIN: the request of a later job would wake every poll.
             watch.add(channel.fileno(), self._serve, 0)
