@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dis
+import itertools
+import random
 import sys
+
+import pytest
+
+from tests.faults.rounds import SEED
 
 _CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
@@ -102,16 +108,43 @@ def _can_raise(code, place):
     return not (place >= 2 and _KW_NAMES is not None and code[place - 2] == _KW_NAMES)
 
 
-def every_bytecode(call, *, never=(), error=KeyboardInterrupt):
+#: Gives a test `most`, how many bytecodes it tries, and `least`, how many it must have reached.
+#: The usual run tries some of all parts of a call, others with each seed; `-m faults` tries all.
+sampled = pytest.mark.parametrize(
+    ("most", "least"),
+    [
+        pytest.param(60, 30, id="smoke"),
+        pytest.param(None, 200, id="full", marks=pytest.mark.faults),
+    ],
+)
+
+
+def numbers_for(call, most, never=()):
+    """Return the numbers of all bytecodes, endlessly, or of at most so many from all parts."""
+    if most is None:
+        return itertools.count(1)
+    with Opcodes(never=never) as counted:
+        call()
+    print(f"JOBCORE_TEST_SEED={SEED}")  # shown where it failed: how to have the same numbers
+    chance = random.Random(SEED)
+    step = -(-counted.number // most)
+    return [first + chance.randrange(step) for first in range(1, counted.number + 1, step)]
+
+
+def every_bytecode(call, *, most=None, never=(), error=KeyboardInterrupt):
     """
     Interrupt a call before each of its bytecodes in turn; yield where, and what was raised.
 
     The number of bytecodes may differ from call to call, so this ends when a call
     came to its end.
+
+    Args:
+        call: What is called again and again.
+        most: How many bytecodes are tried, spread over the call; None: each.
+        never: Files whose frames are left alone.
+        error: What is raised.
     """
-    number = 0
-    while True:
-        number += 1
+    for number in numbers_for(call, most, never):
         with Opcodes(number, never, error) as opcodes:
             try:
                 call()
@@ -124,13 +157,11 @@ def every_bytecode(call, *, never=(), error=KeyboardInterrupt):
         yield f"{number} at {opcodes.where}", found
 
 
-def handler_at_every_bytecode(call, handler, *, never=(), step=1):
+def handler_at_every_bytecode(call, handler, *, most=None, never=()):
     """Make a call again and again, with a handler before the first, the next, ... bytecode."""
-    number = 1
-    while True:
+    for number in numbers_for(call, most, never):
         with Opcodes(number, never, handler=handler) as opcodes:
             call()
         if opcodes.where is None:
             return
         yield f"{number} at {opcodes.where}"
-        number += step

@@ -23,7 +23,7 @@ from jobcore.operations.lookup import require_job
 from jobcore.storage.database import Database
 from jobcore.storage.reading import SpareConnections
 from jobcore.testing.parts import parts
-from tests.opcodes import every_bytecode, handler_at_every_bytecode
+from tests.opcodes import every_bytecode, handler_at_every_bytecode, sampled
 from tests.processes import PATIENCE, descriptors, in_child, until
 
 
@@ -262,7 +262,8 @@ def open_files(path):
     return sorted(place for place in descriptors().values() if place.startswith(os.fspath(path)))
 
 
-def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(database):
+@sampled
+def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(database, most, least):
     """Exceptions are kept; the next call closes what is left, and a fork finds nothing."""
     opened, kept = Database(database), []
 
@@ -273,14 +274,14 @@ def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(databa
 
     read()
     before = open_files(database)
-    for where, raised in every_bytecode(read, never=("sqlalchemy",)):
+    for where, raised in every_bytecode(read, most=most, never=("sqlalchemy",)):
         kept.append(raised)
         opened.version()
         assert opened.readers._uses == {}, where
         assert opened.checkpoint() is True, where  # no reader is in its way
     read()
 
-    assert len(kept) > 100
+    assert len(kept) >= least
     assert len(open_files(database)) <= len(before) + 2
     in_child(
         lambda: opened.write(lambda connection: connection.exec_driver_sql("SELECT 1").close())
@@ -347,7 +348,10 @@ def test_read_hands_on_what_interrupts_the_end_of_a_transaction(
     assert open_files(database) == []
 
 
-def test_submit_that_is_interrupted_before_any_bytecode_happened_or_never_will(database):
+@sampled
+def test_submit_that_is_interrupted_before_any_bytecode_happened_or_never_will(
+    database, most, least
+):
     """The job is there when the exception is, or not at all; nobody else is kept waiting."""
     kept = []
     with JobManager(database, slots=0, busy_timeout=10) as jobs:
@@ -356,14 +360,14 @@ def test_submit_that_is_interrupted_before_any_bytecode_happened_or_never_will(d
         def create():
             jobs.create_job("TASK")
 
-        for where, raised in every_bytecode(create, never=ELSEWHERE):
+        for where, raised in every_bytecode(create, most=most, never=ELSEWHERE):
             kept.append(raised)
             count = sum(jobs.count_jobs().values())
             assert can_write(database), where
             jobs.create_job("TASK")
             assert sum(jobs.count_jobs().values()) == count + 1, where
 
-    assert len(kept) > 200
+    assert len(kept) >= least
     assert open_files(database) == []
 
 
@@ -371,7 +375,10 @@ def test_submit_that_is_interrupted_before_any_bytecode_happened_or_never_will(d
 ELSEWHERE = ("sqlalchemy", "pydantic", "uuid", "json", "enum")
 
 
-def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jobs, scripted):
+@sampled
+def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(
+    jobs, scripted, most, least
+):
     """An interrupted `get_job` leaves the job's directory, lock and spool closed."""
     run = scripted()
     run.started()
@@ -383,14 +390,14 @@ def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jo
     def get():
         jobs.get_job(run.id)
 
-    for where, raised in every_bytecode(get, never=ELSEWHERE):
+    for where, raised in every_bytecode(get, most=most, never=ELSEWHERE):
         kept.append(raised)
         parts(jobs).database.version()
         now = [path for path in open_files(parts(jobs).database.path) if ".jobs/" in path]
         assert now == of_jobs, where
     jobs.get_job(run.id)
 
-    assert len(kept) > 200
+    assert len(kept) >= least
     assert len(open_files(parts(jobs).database.path)) <= len(before) + 2
 
 
@@ -515,20 +522,26 @@ def fork():
     return True
 
 
-@pytest.mark.parametrize(("handler", "step"), [(hold_gate, 1), (fork, 11)])
-def test_signal_handler_in_the_first_use_of_a_model_waits_for_nothing(make_first, handler, step):
+@sampled
+@pytest.mark.parametrize("handler", [hold_gate, fork])
+def test_signal_handler_in_the_first_use_of_a_model_waits_for_nothing(
+    make_first, handler, most, least
+):
     """Whatever bytecode it interrupts, directory work and forks of the handler go on."""
     answers = []
     make_first()
     for where in handler_at_every_bytecode(
-        make_first, lambda: answers.append(handler()), never=ELSEWHERE, step=step
+        make_first, lambda: answers.append(handler()), most=most, never=ELSEWHERE
     ):
         assert answers[-1], where
 
-    assert len(answers) > 100 // step
+    assert len(answers) >= least
 
 
-def test_signal_handler_in_the_first_use_of_a_model_opens_a_manager(make_first, tmp_path):
+@sampled
+def test_signal_handler_in_the_first_use_of_a_model_opens_a_manager(
+    make_first, tmp_path, most, least
+):
     """It reads and writes jobs of another database, whose types are built first, too."""
     made = []
 
@@ -536,7 +549,7 @@ def test_signal_handler_in_the_first_use_of_a_model_opens_a_manager(make_first, 
         with JobManager(tmp_path / "jobs.db", slots=0) as jobs:
             made.append(jobs.get_job(jobs.create_job("TASK").id).status)
 
-    for where in handler_at_every_bytecode(make_first, use, never=ELSEWHERE, step=23):
+    for where in handler_at_every_bytecode(make_first, use, most=most, never=ELSEWHERE):
         assert made[-1] is Status.QUEUED, where
 
-    assert len(made) > 5
+    assert len(made) >= least

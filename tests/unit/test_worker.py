@@ -15,7 +15,7 @@ import pytest
 from jobcore import DatabaseBusy, StoreError
 from jobcore.embedding import worker
 from jobcore.embedding.worker import Worker, handed_over, is_own_thread, threads_run
-from tests.opcodes import every_bytecode
+from tests.opcodes import every_bytecode, sampled
 from tests.processes import PATIENCE, in_child, run_python, until
 
 SOON = 5.0  # seconds
@@ -110,13 +110,16 @@ def test_exception_before_any_bytecode_of_a_call_leaves_nothing(one_worker, erro
     assert len(kept) > 50
 
 
+@sampled
 @pytest.mark.parametrize("first", [True, False], ids=["first call", "call after the thread ended"])
-def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatch, first):
+def test_exception_while_the_thread_is_started_leaves_no_call_waiting(
+    monkeypatch, first, most, least
+):
     """A thread that was not started, or only half, is started again."""
     monkeypatch.setattr(worker, "START_FIRST", 0.05)
     monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "IDLE", 0.001)
-    made = []
+    made, tried = [], 0
 
     def call():
         fresh = Worker("test-worker")
@@ -127,12 +130,15 @@ def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatc
                 time.sleep(0)
         fresh.call(str)
 
-    for where, _ in every_bytecode(call, never=(threading.__file__, __file__)):
+    for where, _ in every_bytecode(call, most=most, never=(threading.__file__, __file__)):
+        tried += 1
         if made:
             assert in_thread(lambda: made[-1].call(lambda: 1, patience=SOON)) == 1, where
             made.pop().close("over")
     for one in made:
         one.close("over")
+
+    assert tried >= least
 
 
 def test_interrupt_withdraws_a_call_that_has_not_begun(one_worker):
