@@ -35,8 +35,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Speed is nothing that a test holds: several may share a slow machine.
-settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("jobcore")
+settings.register_profile(
+    "smoke", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30
+)
+settings.register_profile("full", settings.get_profile("smoke"), max_examples=100)
 
 opens.watch()
 
@@ -46,6 +48,23 @@ CAMPAIGN_TIMEOUT = 1800 * max(1, SOAK)
 AGAIN = 60
 #: Where a test keeps the limit that pytest-timeout has set for it.
 LIMIT = pytest.StashKey()
+
+
+def is_campaign(config):
+    """Tell whether this run is that of the campaigns."""
+    return config.option.markexpr == "faults"
+
+
+@pytest.hookimpl(tryfirst=True)  # before test files are imported, whose decorators copy it
+def pytest_sessionstart(session):
+    """Have Hypothesis try some examples of a property, and many in the run of the campaigns."""
+    settings.load_profile("full" if is_campaign(session.config) else "smoke")
+
+
+def pytest_itemcollected(item):
+    """Have properties tried in the run of the campaigns, too."""
+    if is_campaign(item.config) and getattr(item.obj, "is_hypothesis_test", False):
+        item.add_marker("faults")
 
 
 @pytest.hookimpl(trylast=True)  # behind what picks them

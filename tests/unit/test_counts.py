@@ -154,7 +154,7 @@ def apply(connection, operation, places, pipelines):
             connection.execute(statement)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(operations=OPERATIONS)
 @example([("insert", "", None, 1, True, "COMMAND"), ("workspace_id", "", 1, 0)])
 def test_counts_are_those_of_the_rows(tmp_path_factory, operations):
