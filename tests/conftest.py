@@ -19,6 +19,7 @@ from jobcore.engine.keeper import KeeperOfHost
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.operations import staging, submission
 from jobcore.storage.database import Database
+from jobcore.supervisor import execution, file_upkeep
 from jobcore.testing import ManualClock
 from tests import opens
 from tests.faults import report
@@ -302,6 +303,14 @@ def warm_supervisors(fork_server, monkeypatch):
 
     monkeypatch.setattr(ProcessLauncher, "start", start_warm)
     monkeypatch.setattr(KeeperOfHost, "fork", lambda *_: None)
+
+
+@pytest.fixture
+def quick_upkeep(warm_supervisors, fork_server, monkeypatch):  # noqa: ARG001 - those it is for
+    """Have supervisors look after their files ten times a second, not every five seconds."""
+    assert file_upkeep._CHECK_EVERY == execution.Machine.longest_round == 5
+    for name in ("file_upkeep._CHECK_EVERY", "execution.Machine.longest_round"):
+        monkeypatch.setitem(fork_server.tuned, name, 0.1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ is that process; it imports what a supervisor does, and little else.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -22,11 +23,17 @@ PAUSED_FOR = 0.2  # seconds
 
 
 class ForkServer:
-    """The process, and the socket to it, which forked hosts may share."""
+    """
+    The process, and the socket to it, which forked hosts may share.
+
+    Attributes:
+        tuned: Seconds that its supervisors wait, by their names in `jobcore.supervisor`.
+    """
 
     def __init__(self, package):
         import subprocess  # noqa: PLC0415 - not in the process itself
 
+        self.tuned = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -36,7 +43,7 @@ class ForkServer:
 
     def launcher(self, trap=None):
         """Return a launcher for a `JobManager`; its first supervisor gets the trap."""
-        return ForkServerLauncher(self._socket, trap)
+        return ForkServerLauncher(self._socket, trap, self.tuned)
 
     def close(self):
         """End it; supervisors live on."""
@@ -47,15 +54,17 @@ class ForkServer:
 class ForkServerLauncher:
     """Starts supervisors by asking the fork server for them."""
 
-    def __init__(self, connection, trap):
+    def __init__(self, connection, trap, tuned):
         self._socket = connection
         self._trap = trap
+        self._tuned = tuned
 
     def start(self, descriptor):
         """Send the descriptor; there is nothing to be reaped here."""
         trap, self._trap = self._trap, None
         told = trap.told(host=os.getpid()) if trap else b"-"
-        socket.send_fds(self._socket, [told], [descriptor])
+        tuned = "\n".join(f"{name} {seconds}" for name, seconds in self._tuned.items())
+        socket.send_fds(self._socket, [told + b"\0" + tuned.encode()], [descriptor])
 
 
 class Trap:
@@ -124,6 +133,12 @@ def main(descriptor, package):
             (given,) = struct.unpack("i", rights[0][2])
             if os.fork() == 0:
                 connection.close()
+                told, _, tuned = told.partition(b"\0")
+                for line in tuned.decode().splitlines():
+                    name, seconds = line.split()
+                    module, *parents, name = name.split(".")
+                    owner = sys.modules[f"jobcore.supervisor.{module}"]
+                    setattr(functools.reduce(getattr, parents, owner), name, float(seconds))
                 if told != b"-":
                     failpoints.arm(Trap.heard(told))
                 supervise(given)

@@ -8,6 +8,9 @@ import threading
 import pytest
 
 from jobcore import JobManager, Reason, Status
+from jobcore.engine.supervisor_pool import SupervisorPool
+from jobcore.supervisor import termination
+from tests.faults.test_unable_hosts import Forks
 from tests.integration.supervision_harness import Host
 from tests.mounts import in_own_mounts, mount_hanging
 from tests.processes import PATIENCE, until
@@ -47,6 +50,7 @@ def end_hanging_commands(tmp_path, place):
     return reasons
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_process_that_no_signal_ends_is_recorded(tmp_path):
     """The job ends although the kernel holds its command, and its row has the pid."""
     reason, unreaped, status = in_own_mounts(end_unkillable_command, tmp_path)
@@ -59,7 +63,9 @@ def end_unkillable_command(tmp_path):
     (tmp_path / "there").mkdir()
     held = threading.Event()
     device = mount_hanging(tmp_path / "there", killable=False, held=held)
+    termination.KILL_FOR = 0.3  # seconds, in this child and in its supervisor, not ten
     host = Host(tmp_path)
+    host.pool = SupervisorPool(Forks())
     run = host.start(["true"], cwd=os.fsencode(tmp_path / "there" / "x"))
     assert held.wait(PATIENCE)
     run.stop(0)

@@ -197,6 +197,7 @@ def test_host_as_pid_1_keeps_no_zombie(database, host, expected):
     assert in_child(host, database) == expected
 
 
+@pytest.mark.usefixtures("quick_upkeep")
 def test_running_job_without_its_files_is_not_settled_from_a_container(database):
     """A container that sees neither its supervisor nor any lock nor the boot: it keeps RUNNING."""
 
@@ -350,7 +351,8 @@ def test_orphans_of_a_job_are_ended_with_an_outer_proc(database):
     def run():
         with JobManager(database, slots=1) as jobs:
             job = jobs.submit(
-                ["sh", "-c", "trap '' TERM; setsid sh -c 'while :; do sleep 1; done' & exit 3"]
+                ["sh", "-c", "trap '' TERM; setsid sh -c 'while :; do sleep 1; done' & exit 3"],
+                linger=0.2,
             )
             ended = jobs.wait(job.id)
             return ended.exit_code, [line.text for line in jobs.logs(job.id)]

@@ -19,7 +19,7 @@ from jobcore.supervisor import job_directory
 from jobcore.testing.parts import parts
 from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
-from tests.processes import PATIENCE, carrying, until
+from tests.processes import PATIENCE, carrying, stop, until
 
 pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
@@ -238,11 +238,15 @@ def start_all(jobs, kinds, **options):
 
 
 @pytest.mark.parametrize("names", [("ctl",), ("stop",), ("stop", "ctl"), ("exit", "stop")])
+@pytest.mark.usefixtures("quick_upkeep")
 def test_stop_holds_whatever_has_the_name_of_its_files(database, names):
     """The supervisor makes its FIFO again, and finds the request that was written meanwhile."""
     strange = {**STRANGE, "a file": lambda path: open(path, "w").close()}
     with JobManager(database, slots=len(strange)) as jobs:
         running = start_all(jobs, strange)
+        supervisors = [supervisor_of(database, job.id)[0] for job in running.values()]
+        for pid in supervisors:
+            stop(pid)  # so that it makes nothing again before there is the request
         for kind, job in running.items():
             for name in names:
                 path = f"{database}.jobs/{job.id.hex}/{name}"
@@ -251,6 +255,8 @@ def test_stop_holds_whatever_has_the_name_of_its_files(database, names):
                 strange[kind](path)
         for job in running.values():
             jobs.stop_job(job.id)
+        for pid in supervisors:
+            os.kill(pid, signal.SIGCONT)
         ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
 
     assert {str(job.reason) for job in ended.values()} == {"stopped"}
@@ -326,13 +332,13 @@ def test_error_of_an_undelivered_stop_says_what_happens_next(running_jobs, monke
 def test_time_out_holds_whatever_has_the_name_of_a_file(database):
     """A supervisor that lives ends its job, and its verdict replaces what has its name."""
     places = [(name, kind) for name in NAMES for kind in STRANGE]
+    running, cookies, undo = {}, [], []
     with JobManager(database, slots=len(places)) as jobs:
-        running = start_all(jobs, places, timeout=5)
-        cookies = [cookie_of(database, job.id) for job in running.values()]
-        undo = [
-            replace(f"{database}.jobs/{job.id.hex}/{name}", kind)
-            for (name, kind), job in running.items()
-        ]
+        for name, kind in places:  # one by one, so that none is over before it has its file
+            running |= start_all(jobs, [(name, kind)], timeout=4)
+            job = running[name, kind]
+            cookies.append(cookie_of(database, job.id))
+            undo.append(replace(f"{database}.jobs/{job.id.hex}/{name}", kind))
         until(lambda: not carrying(*cookies), "the end of all commands")
         for one in undo:
             one()
