@@ -48,6 +48,7 @@ def test_an_executor_that_exits_ends_its_job_alone(database):
     assert (line.stream, line.text) == ("system", "cannot start: SystemExit: 2")
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_a_round_that_fails_holds_no_job_back(database):
     """A start that fails is tried again, and the others of its round go on meanwhile."""
     failed = []
@@ -108,6 +109,7 @@ def test_a_loop_rests_with_descriptors_beyond_1023():
         loop.close()
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_job_after_one_that_cannot_be_prepared_runs(database):
     """A directory that jobcore must not use keeps only its own job QUEUED."""
     with JobManager(database, slots=0) as jobs:
@@ -207,6 +209,7 @@ def test_a_claim_survives_a_power_failure(database):
     assert said == [2] * 3  # FULL
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_claim_whose_commit_raised_but_succeeded_continues(database):
     """Where only the commit's answer is an error the rows say what is so, and the job runs."""
     failed = []

@@ -232,6 +232,7 @@ def test_invalid_store_id_file_is_refused(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["a link", "a file", FOREIGN, "0o701"])
+@pytest.mark.usefixtures("quick_failures")
 def test_job_with_an_invalid_directory_does_not_start(tmp_path, what, caplog):
     """It stays QUEUED, others run, nothing is written there; once it is gone the job runs."""
     database = str(tmp_path / "jobs.db")
