@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dis
 import itertools
-import random
 import sys
 
 import pytest
 
-from tests.faults.rounds import SEED
+from tests.faults.rounds import sample
 
 _CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
@@ -125,10 +124,7 @@ def numbers_for(call, most, never=()):
         return itertools.count(1)
     with Opcodes(never=never) as counted:
         call()
-    print(f"JOBCORE_TEST_SEED={SEED}")  # shown where it failed: how to have the same numbers
-    chance = random.Random(SEED)
-    step = -(-counted.number // most)
-    return [first + chance.randrange(step) for first in range(1, counted.number + 1, step)]
+    return sample(range(1, counted.number + 1), most)
 
 
 def every_bytecode(call, *, most=None, never=(), error=KeyboardInterrupt):
