@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.processes import PATIENCE, run_python
 
 #: `hook` and `last` are registered before jobcore's hooks, so they run behind those.
@@ -156,7 +158,14 @@ jobs.close()
     ]
 
 
-def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(24, id="smoke"),  # twice at each moment
+        pytest.param(120, id="full", marks=pytest.mark.faults),
+    ],
+)
+def test_signal_handler_that_forks_neither_tears_nor_hangs(database, count):
     """A signal handler may fork in the middle of any call; later writes of both are all stored."""
     said = run_python(
         f"""
@@ -180,7 +189,7 @@ def handler(*_):
 
 signal.signal(signal.SIGALRM, handler)
 jobs = JobManager(sys.argv[1], slots=0)
-for number in range(60):
+for number in range({count}):
     # Each fork alone has a limit: all of them take as long as the machine is slow.
     faulthandler.dump_traceback_later({2 * int(PATIENCE)}, exit=True)
     signal.setitimer(signal.ITIMER_REAL, 0.0001 * (number % 12 + 1))
