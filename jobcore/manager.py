@@ -1225,7 +1225,7 @@ class JobManager:
         """
         self._start()
         checked = None if grace is None else checked_grace(grace)
-        return self._bulk().stop(self._wanted({**filters}), checked)
+        return self._bulk().stop(self._wanted(filters), checked)
 
     def cancel_jobs(
         self, *, grace: float | None = None, **filters: Unpack[JobFilters]
@@ -1250,7 +1250,7 @@ class JobManager:
         """
         self._start()
         checked = None if grace is None else checked_grace(grace)
-        return self._bulk().cancel(self._wanted({**filters}), checked)
+        return self._bulk().cancel(self._wanted(filters), checked)
 
     def delete_jobs(self, **filters: Unpack[JobFilters]) -> list[Job]:
         """
@@ -1274,7 +1274,7 @@ class JobManager:
         if all(value is None for value in filters.values()):
             raise ArgumentError("delete_jobs needs a filter: give every status to remove all jobs")
         self._start()
-        return self._bulk().delete(self._wanted({**filters}))
+        return self._bulk().delete(self._wanted(filters))
 
     def retry_jobs(self, **filters: Unpack[JobFilters]) -> list[Job]:
         """
@@ -1294,7 +1294,7 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A filter is unknown or invalid.
         """
-        wanted = self._wanted({**filters})
+        wanted = self._wanted(filters)
         return self._created(lambda: self._bulk().retry(wanted))
 
     @overload
@@ -1304,9 +1304,6 @@ class JobManager:
         *,
         status: Status | Collection[Status] = FINAL,
         keep: int | None = None,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        type: str | Collection[str] | None = None,
         dry_run: Literal[False] = False,
         **filters: Unpack[FurtherFilters],
     ) -> int: ...
@@ -1318,9 +1315,6 @@ class JobManager:
         *,
         status: Status | Collection[Status] = FINAL,
         keep: int | None = None,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        type: str | Collection[str] | None = None,
         dry_run: Literal[True],
         **filters: Unpack[FurtherFilters],
     ) -> list[Job]: ...
@@ -1331,9 +1325,6 @@ class JobManager:
         *,
         status: Status | Collection[Status] = FINAL,
         keep: int | None = None,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
         dry_run: bool = False,
         **filters: Unpack[FurtherFilters],
     ) -> int | list[Job]:
@@ -1353,11 +1344,8 @@ class JobManager:
             status: One final status, or several; by default all of them.
             keep: Keep this many of the newest jobs that match the filters, however long
                 ago they ended.
-            workspace_id: Only jobs of this workspace.
-            pipeline_id: Only jobs of this pipeline.
-            type: Only jobs of this type, or of one of several.
             dry_run: Change nothing.
-            filters: The other filters of `list_jobs`, such as `name`.
+            filters: The other filters of `list_jobs`, such as `pipeline_id` or `type`.
 
         Returns:
             How many jobs this call removed. In a dry run, the jobs that it would remove, oldest
@@ -1373,8 +1361,7 @@ class JobManager:
 
         age = checks.seconds(older_than, "older_than", checks.OLDEST)
         statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
-        plain = {"workspace_id": workspace_id, "pipeline_id": pipeline_id, "type": type}
-        wanted = self._wanted({**filters, **plain, "status": statuses})
+        wanted = self._wanted({**filters, "status": statuses})
         pruner = Pruner(self._database, self._remover, self._clock)
         expired = pruner.choose(age, wanted, newest)
         if dry_run:
@@ -1741,28 +1728,17 @@ class JobManager:
             numbers = dependencies.upstream_of(connection, run.number)
         return self._listings.of(numbers)
 
-    def count_jobs(
-        self,
-        *,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        status: Status | Collection[Status] | None = None,
-        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
-        **filters: Unpack[FurtherFilters],
-    ) -> dict[Status, int]:
+    def count_jobs(self, **filters: Unpack[JobFilters]) -> dict[Status, int]:
         """
         Return how many jobs there are of each status, as stored.
 
         The database keeps the counts, and each change of a job updates them. A call reads one
-        row for each type in a workspace or pipeline, however many jobs there are. With further
-        `filters` it examines the jobs.
+        row for each type in a workspace or pipeline, however many jobs there are. With other
+        filters than `workspace_id`, `pipeline_id`, `status` and `type` it examines the jobs.
 
         Args:
-            workspace_id: Only jobs of this workspace.
-            pipeline_id: Only jobs of this pipeline.
-            status: One status, or several, such as `STARTED`.
-            type: One type, or several.
-            filters: The other filters of `list_jobs`, such as `name`.
+            filters: As in `list_jobs`, such as `pipeline_id`, or `status`: one status, or several,
+                such as `STARTED`.
 
         Returns:
             The count for each of the five statuses; 0 for those that `status` leaves out.
@@ -1771,13 +1747,7 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A filter is unknown or invalid.
         """
-        plain: dict[str, Any] = {
-            "workspace_id": workspace_id,
-            "pipeline_id": pipeline_id,
-            "status": status,
-            "type": type,
-        }
-        return self._listings.count(self._wanted({**plain, **filters}))
+        return self._listings.count(self._wanted(filters))
 
     def history(self, job_id: Id) -> list[Transition]:
         """
@@ -2210,10 +2180,6 @@ class JobManager:
         scan_limit: int | None = None,
         follow: bool = False,
         timeout: float | None = None,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        status: Status | Collection[Status] | None = None,
-        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
         **filters: Unpack[EventFilters],
     ) -> Events:
         """
@@ -2245,14 +2211,10 @@ class JobManager:
             follow: Continue with new events as they come. If false, the iterator ends with
                 the last event that exists at this call.
             timeout: Seconds to follow, after which the iterator ends; None: for ever.
-            workspace_id: Only events of jobs of this workspace.
-            pipeline_id: Only events of jobs of this pipeline.
-            status: Only transitions to this status, or to one of several, such as `FINAL`.
-                Both `start` and `stop` lead to RUNNING.
-            type: Only events of jobs of this type, or of one of several.
-            filters: `name`, `key`, `group`, `reason` and `exit_code`, as in `list_jobs`. The
-                reason and the exit code are those of the event. The name is the job's present
-                one.
+            filters: `workspace_id`, `pipeline_id`, `type`, `name`, `key` and `group` of the job,
+                and `status`, `reason` and `exit_code` of the event, as in `list_jobs`. The status
+                is the one that the transition leads to; both `start` and `stop` lead to RUNNING.
+                The name is the job's present one.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at
@@ -2264,8 +2226,7 @@ class JobManager:
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)  # now, not at the first next()
-        checked = self._event_filter(status, type, filters)
-        wanted = self._in_place(checked, workspace_id, pipeline_id)
+        wanted = self._in_place(self._event_filter(filters), filters)
         return Events(
             self._event_reader,
             wanted,
@@ -2284,10 +2245,6 @@ class JobManager:
         scan_limit: int | None = None,
         follow: bool = False,
         timeout: float | None = None,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        status: Status | Collection[Status] | None = None,
-        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
         **filters: Unpack[EventFilters],
     ) -> AsyncEvents:
         """
@@ -2301,7 +2258,7 @@ class JobManager:
             after: As in `events`, but "now" and None mean the time of the first `anext()`.
             limit, scan_limit, follow: As in `events`.
             timeout: Seconds to follow, from the first `anext()` on; then the iterator ends.
-            workspace_id, pipeline_id, status, type, filters: As in `events`.
+            filters: As in `events`.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at the
@@ -2313,14 +2270,10 @@ class JobManager:
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)
-        checked = self._event_filter(status, type, filters)
-
-        def begin() -> JobFilter:
-            return self._in_place(checked, workspace_id, pipeline_id)
-
+        checked = self._event_filter(filters)
         return AsyncEvents(
             self._event_reader,
-            begin,
+            lambda: self._in_place(checked, filters),
             known,
             limit=most,
             scan_limit=scanned,
@@ -2331,11 +2284,6 @@ class JobManager:
     def subscribe(
         self,
         callback: Callable[[Event], object],
-        *,
-        workspace_id: Id | None = None,
-        pipeline_id: Id | None = None,
-        status: Status | Collection[Status] | None = None,
-        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
         **filters: Unpack[EventFilters],
     ) -> Callable[[], None]:
         """
@@ -2358,7 +2306,7 @@ class JobManager:
 
         Args:
             callback: Gets the `Event`.
-            workspace_id, pipeline_id, status, type, filters: As in `events`.
+            filters: As in `events`.
 
         Returns:
             A function that ends the subscription. A callback that another thread is running
@@ -2370,8 +2318,8 @@ class JobManager:
             StoreError: The manager is closed.
         """
         called = checked_callback(callback)
-        checked = self._event_filter(status, type, filters)
-        return self._notifier.subscribe(called, self._in_place(checked, workspace_id, pipeline_id))
+        checked = self._event_filter(filters)
+        return self._notifier.subscribe(called, self._in_place(checked, filters))
 
     # --- workspaces and pipelines ---------------------------------------------------
 
@@ -2820,25 +2768,23 @@ class JobManager:
         """Return the public form of a job's row, or of its values by column."""
         return Job.from_row(row, self._clock.now())
 
-    def _event_filter(self, status: object, kind: object, filters: Mapping[str, Any]) -> JobFilter:
+    def _event_filter(self, filters: Mapping[str, Any]) -> JobFilter:
         """Return the filter for these arguments of `events`, without an owner."""
         from jobcore.operations.job_filters import checked_event_filters  # noqa: PLC0415 - loaded by those who need it
 
-        return checked_event_filters({**filters, "status": status, "type": kind})
+        return checked_event_filters(filters)
 
     def _wanted(self, filters: Mapping[str, Any]) -> JobFilter:
         """Return the filter for these arguments of `list_jobs`."""
         from jobcore.operations.job_filters import checked_filters  # noqa: PLC0415 - loaded by those who need it
 
-        checked = checked_filters(filters)
-        return self._in_place(checked, filters.get("workspace_id"), filters.get("pipeline_id"))
+        return self._in_place(checked_filters(filters), filters)
 
-    def _in_place(
-        self, checked: JobFilter, workspace_id: Id | None, pipeline_id: Id | None
-    ) -> JobFilter:
+    def _in_place(self, checked: JobFilter, filters: Mapping[str, Any]) -> JobFilter:
         """Return a filter with its workspace and its pipeline."""
+        place = filters.get("workspace_id"), filters.get("pipeline_id")
         with self._database.read() as connection:
-            return job_filter(connection, workspace_id, pipeline_id, checked)
+            return job_filter(connection, *place, checked)
 
     def _deleter(self) -> Deleter:
         from jobcore.operations.deletion import Deleter  # noqa: PLC0415 - loaded by those who need it

@@ -27,6 +27,7 @@ import pytest
 
 import jobcore
 from jobcore import JobcoreError, JobManager, wire
+from jobcore.operations import job_filters
 from jobcore.storage import reading
 from jobcore.testing.parts import parts
 from tests.cases import every
@@ -442,11 +443,15 @@ def take(answer):
 
 
 def mistakes(verb):
-    """Return each parameter of a verb with each mistake."""
-    for parameter in inspect.signature(verb).parameters.values():
+    """Return each parameter of a verb, and each of its filters, with each mistake."""
+    taken = inspect.signature(verb).parameters
+    for parameter in [*taken.values(), *(FILTERS if "filters" in taken else ())]:
         if parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
             for mistake in MISTAKES:
                 yield parameter, mistake
+
+
+FILTERS = [inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY) for one in job_filters.OF_EVENTS]
 
 
 @pytest.mark.parametrize("name", [name for name in VERBS if name != "close"])
@@ -458,7 +463,7 @@ def test_methods_raise_the_documented_errors(jobs, name, monkeypatch):
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.
     named = tuple(ERRORS[one] for one in described(verb, "errors") if one != "StoreError")
-    ids = tuple(one for one in parameters(verb) if one.endswith("_id"))
+    ids = {one.name for one, _ in mistakes(verb) if one.name.endswith("_id")}
     surprises = []
     for parameter, mistake in mistakes(verb):
         arguments = {one.name: valid(jobs, one.name) for one in positional(verb)}

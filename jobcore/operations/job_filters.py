@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 
     from jobcore.operations.lookup import Id
 
-    class EventFilters(TypedDict, total=False):
-        """The filters of `JobManager.events` by other things than owner, status and type."""
-
+    class _CommonFilters(TypedDict, total=False):
+        workspace_id: Id | None
+        pipeline_id: Id | None
+        type: str | Collection[str] | None
         name: str | None
         key: str | None
         group: str | None
         reason: Reason | Collection[Reason] | None
         exit_code: int | Collection[int] | None
 
-    class FurtherFilters(EventFilters, total=False):
-        """The filters of `JobManager.list_jobs` by other things than owner, status and type."""
+    class EventFilters(_CommonFilters, total=False):
+        """The filters of `JobManager.events`."""
+
+        status: Status | Collection[Status] | None
+
+    class FurtherFilters(_CommonFilters, total=False):
+        """The filters of `JobManager.list_jobs` by other things than the status."""
 
         created_since: datetime | None
         created_until: datetime | None
@@ -40,10 +46,7 @@ if TYPE_CHECKING:
     class JobFilters(FurtherFilters, total=False):
         """The filters of `JobManager.list_jobs`."""
 
-        workspace_id: Id | None
-        pipeline_id: Id | None
         status: Status | Collection[Status] | None
-        type: str | Collection[str] | None
 
 
 #: The names of the filters of events, and of those of jobs.
