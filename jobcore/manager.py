@@ -60,39 +60,8 @@ from jobcore.models import (
     Usage,
     Workspace,
 )
-from jobcore.operations.arguments import (
-    UNSET,
-    Runnable,
-    Unset,
-    checked_after,
-    checked_before,
-    checked_callback,
-    checked_command,
-    checked_data,
-    checked_database,
-    checked_env_from,
-    checked_executors,
-    checked_final,
-    checked_ids,
-    checked_lines,
-    checked_on_conflict,
-    checked_one,
-    checked_parameters,
-    checked_path,
-    checked_prefix,
-    checked_progress,
-    checked_python,
-    checked_slots,
-    checked_state,
-    checked_stream,
-    checked_timeout,
-    queue_fields,
-    refuse_parameters,
-    require_methods,
-    required_types,
-    submitted_fields,
-    usable_processors,
-)
+from jobcore.operations import arguments
+from jobcore.operations.arguments import UNSET, Runnable, Unset
 from jobcore.operations.events import AsyncEvents, EventReader, Events
 from jobcore.operations.lookup import (
     Id,
@@ -217,20 +186,20 @@ class JobManager:
     ) -> None:
         checks.one_of(on_exit, "on_exit", ("detach", "stop"))
         if clock is not None:
-            require_methods(clock, "clock", "now", "monotonic")
+            arguments.require_methods(clock, "clock", "now", "monotonic")
         if launcher is not None:
-            require_methods(launcher, "launcher", "start")
+            arguments.require_methods(launcher, "launcher", "start")
             if python is not None:
                 raise ArgumentError("python is for jobcore's own launcher: give launcher or python")
-        path = checked_database(database)
+        path = arguments.checked_database(database)
         patience = checks.seconds(busy_timeout, "busy_timeout", LONGEST_BUSY)
-        count, interpreter = checked_slots(slots), checked_python(python)
+        count, interpreter = arguments.checked_slots(slots), arguments.checked_python(python)
         self._on_exit = on_exit
-        self._slots = usable_processors() if count is None else count
+        self._slots = arguments.usable_processors() if count is None else count
         self._host: dict[str, Any] = {"python": interpreter, "own_launcher": launcher is not None}
         if self._slots:
             require_host(**self._host)
-        self._executors = checked_executors(
+        self._executors = arguments.checked_executors(
             default_executors(interpreter) if executors is None else executors
         )
         self._clock = clock or SystemClock()
@@ -424,9 +393,9 @@ class JobManager:
         fields = {
             "type": type,
             "name": name,
-            "data": checked_data(data),
-            "command": checked_command(command, options).to_json(),
-            **queue_fields(
+            "data": arguments.checked_data(data),
+            "command": arguments.checked_command(command, options).to_json(),
+            **arguments.queue_fields(
                 priority=priority,
                 group=group,
                 expires=expires,
@@ -441,7 +410,7 @@ class JobManager:
                 on_stopped=on_stopped,
             ),
         }
-        source = checked_env_from(env_from)
+        source = arguments.checked_env_from(env_from)
         return self._create(
             [fields],
             workspace_id,
@@ -510,8 +479,10 @@ class JobManager:
             "on_error": on_error,
             "on_stopped": on_stopped,
         }
-        fields = [{"type": type, **one} for one in submitted_fields(commands, given, options)]
-        source = checked_env_from(env_from)
+        fields = [
+            {"type": type, **one} for one in arguments.submitted_fields(commands, given, options)
+        ]
+        source = arguments.checked_env_from(env_from)
         if not fields:
             return []
         return self._create(
@@ -589,7 +560,7 @@ class JobManager:
             "on_stopped": on_stopped,
         }
         given = {name: value for name, value in waiting.items() if value is not None}
-        refuse_parameters(target, given)
+        arguments.refuse_parameters(target, given)
         return self.submit(
             function_command(target, args, kwargs),
             name=describe(target),
@@ -652,21 +623,21 @@ class JobManager:
             DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`.
             CommandError: The command could never run, or the data cannot be stored.
         """
-        own = None if command is None else checked_command(command, {}).to_json()
-        stored = checked_parameters(args, env, timeout)
+        own = None if command is None else arguments.checked_command(command, {}).to_json()
+        stored = arguments.checked_parameters(args, env, timeout)
         if stored is not None and own is None and pipeline_id is None:
             raise CommandError("args, env and timeout need a command, or a pipeline that has one")
         fields = {
             "type": type,
             "name": name,
-            "data": checked_data(data),
+            "data": arguments.checked_data(data),
             "command": own,
             "parameters": stored,
-            **queue_fields(
+            **arguments.queue_fields(
                 priority=priority, group=group, expires=expires, key=key, unique_for=unique_for
             ),
         }
-        source = checked_env_from(env_from)
+        source = arguments.checked_env_from(env_from)
         return self._create(
             [fields], workspace_id, pipeline_id, env_from=source, on_conflict=on_conflict
         )[0]
@@ -769,7 +740,7 @@ class JobManager:
             "environment": capture() if env_from == SUBMITTER and not reserved else None,
             "reserved": reserved,
             "started": started,
-            "on_conflict": checked_on_conflict(on_conflict),
+            "on_conflict": arguments.checked_on_conflict(on_conflict),
         }
         held = [job["key"] for job in jobs if job.get("key") is not None]
         if held:
@@ -867,7 +838,7 @@ class JobManager:
                 block begins.
             CommandError: The name or the data cannot be stored.
         """
-        fields = {"type": type, "name": name, "data": checked_data(data), "command": None}
+        fields = {"type": type, "name": name, "data": arguments.checked_data(data), "command": None}
 
         def begin() -> Job:
             if job_id is not None:
@@ -904,8 +875,8 @@ class JobManager:
         Raises:
             ArgumentError: A type or `timeout` is invalid.
         """
-        types = required_types(type)
-        checked_timeout(timeout)
+        types = arguments.required_types(type)
+        arguments.checked_timeout(timeout)
         row = self._claimer().claim(types, timeout)
         return None if row is None else self._shown(row)
 
@@ -925,8 +896,8 @@ class JobManager:
         Returns:
             The job, RUNNING; None if there was none in time.
         """
-        types = required_types(type)
-        checked_timeout(timeout)
+        types = arguments.required_types(type)
+        arguments.checked_timeout(timeout)
         return self._claimer().claim_async(types, timeout)
 
     def _claimer(self) -> Claimer:
@@ -997,7 +968,9 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or a process writes its log.
             ArgumentError: A line is neither text nor bytes, or `stream` is another value.
         """
-        return self._tasks.append(job_id, checked_lines(lines), checked_stream(stream))
+        return self._tasks.append(
+            job_id, arguments.checked_lines(lines), arguments.checked_stream(stream)
+        )
 
     def report_progress(
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None
@@ -1021,7 +994,7 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or a process runs it.
             ArgumentError: A number is negative or not finite, or `message` is not text.
         """
-        given = checked_progress(done, total, message)
+        given = arguments.checked_progress(done, total, message)
         return public(Job, self._tasks.report(job_id, *given))
 
     # --- limits -----------------------------------------------------------------------
@@ -1041,7 +1014,7 @@ class JobManager:
 
     @slots.setter
     def slots(self, slots: int) -> None:
-        count = checked_slots(checks.count(slots, "slots")) or 0
+        count = arguments.checked_slots(checks.count(slots, "slots")) or 0
         if count and not self._slots:
             require_host(**self._host)
         self._slots = count
@@ -1360,7 +1333,7 @@ class JobManager:
         from jobcore.operations.prune import Pruner  # noqa: PLC0415 - loaded by those who need it
 
         age = checks.seconds(older_than, "older_than", checks.OLDEST)
-        statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
+        statuses, newest = arguments.checked_final(status), checks.optional_count(keep, "keep")
         wanted = self._wanted({**filters, "status": statuses})
         pruner = Pruner(self._database, self._remover, self._clock)
         expired = pruner.choose(age, wanted, newest)
@@ -1449,7 +1422,7 @@ class JobManager:
         """
         from jobcore.operations.backup import back_up  # noqa: PLC0415 - loaded by those who need it
 
-        return back_up(self._database, checked_path(path, "path"), replace=bool(replace))
+        return back_up(self._database, arguments.checked_path(path, "path"), replace=bool(replace))
 
     def export_jobs(self, job_ids: Iterable[Id], *, with_commands: bool = False) -> Iterator[str]:
         """
@@ -1471,7 +1444,7 @@ class JobManager:
         """
         from jobcore.operations import export  # noqa: PLC0415 - loaded by those who need it
 
-        wanted = checked_ids(job_ids, "export_jobs")
+        wanted = arguments.checked_ids(job_ids, "export_jobs")
 
         def lines() -> Iterator[str]:
             yield export.header(self._clock.now())
@@ -1653,7 +1626,7 @@ class JobManager:
         """
         from jobcore.operations.job_filters import checked_order  # noqa: PLC0415 - loaded by those who need it
 
-        most, last = checks.count(limit, "limit"), checked_before(before)
+        most, last = checks.count(limit, "limit"), arguments.checked_before(before)
         ordered = checked_order(order)
         wanted = self._wanted(
             {
@@ -1688,7 +1661,7 @@ class JobManager:
         Raises:
             ArgumentError: `id_prefix` is not the beginning of an id, or `limit` is negative.
         """
-        first, last = checked_prefix(id_prefix)
+        first, last = arguments.checked_prefix(id_prefix)
         most = checks.count(limit, "limit")
         with self._database.read() as connection:
             numbers = job_rows.find_jobs(connection, first, last, limit=most)
@@ -1839,7 +1812,7 @@ class JobManager:
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checks.count(sequence, "sequence")
-        checked_timeout(timeout)  # now, not at the first next()
+        arguments.checked_timeout(timeout)  # now, not at the first next()
         run = self._run(job_id)
         check = self._liveness.begin_wait(self)
         return self._waiter.follow(
@@ -1897,9 +1870,9 @@ class JobManager:
             StoreError: Its row, its directory or its files could not be read for 10 seconds.
             ArgumentError: `timeout` is not a number, or `until` is another value.
         """
-        checked_timeout(timeout)
+        arguments.checked_timeout(timeout)
         reached = checked_until(until)
-        run = self._run(checked_one(job_id))
+        run = self._run(arguments.checked_one(job_id))
         return self._job(self._waiter.wait(run, timeout, self._liveness.begin_wait(self), reached))
 
     def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
@@ -1923,8 +1896,8 @@ class JobManager:
             ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
                 is not a number.
         """
-        checked_timeout(timeout)
-        ids = checked_ids(job_ids, "wait_all")
+        arguments.checked_timeout(timeout)
+        ids = arguments.checked_ids(job_ids, "wait_all")
         jobs: dict[int, Job] = {}
         for job, places in self._completed(ids, timeout):
             jobs.update(dict.fromkeys(places, job))
@@ -1951,8 +1924,8 @@ class JobManager:
                 at `next()`.
             ArgumentError: As in `wait_all`; at this call.
         """
-        checked_timeout(timeout)
-        found = self._completed(checked_ids(job_ids, "as_completed"), timeout)
+        arguments.checked_timeout(timeout)
+        found = self._completed(arguments.checked_ids(job_ids, "as_completed"), timeout)
         return (job for job, _ in found)
 
     def _completed(self, ids: list[Id], timeout: float | None) -> Iterator[tuple[Job, list[int]]]:
@@ -2001,9 +1974,9 @@ class JobManager:
         job continues. Args and errors are those of `wait`; a wrong argument is refused at this
         call, not when awaited.
         """
-        checked_timeout(timeout)
+        arguments.checked_timeout(timeout)
         reached = checked_until(until)
-        checked_one(job_id)
+        arguments.checked_one(job_id)
         return self._async_waiter.wait(
             lambda: self._run(job_id),
             timeout,
@@ -2021,8 +1994,8 @@ class JobManager:
         Args and errors are those of `wait_all`; a wrong argument is refused at this call, not
         when awaited.
         """
-        checked_timeout(timeout)
-        ids = checked_ids(job_ids, "wait_all")
+        arguments.checked_timeout(timeout)
+        ids = arguments.checked_ids(job_ids, "wait_all")
         return self._completions(ids, timeout).all(len(ids))
 
     def as_completed_async(
@@ -2035,8 +2008,8 @@ class JobManager:
         has consumed no job. The time counts from the first `anext()` on. Args and errors are
         those of `as_completed`; they come at `anext()`, and a wrong argument at this call.
         """
-        checked_timeout(timeout)
-        return self._completions(checked_ids(job_ids, "as_completed"), timeout)
+        arguments.checked_timeout(timeout)
+        return self._completions(arguments.checked_ids(job_ids, "as_completed"), timeout)
 
     def _completions(self, ids: list[Id], timeout: float | None) -> Completions:
         from jobcore.operations.completion import Completions  # noqa: PLC0415 - as above
@@ -2066,7 +2039,7 @@ class JobManager:
         errors are those of `follow`; they come at `anext()`, and a wrong argument at this call.
         """
         first = checks.count(sequence, "sequence")
-        checked_timeout(timeout)
+        arguments.checked_timeout(timeout)
         check = self._liveness.begin_wait(self)
         return self._async_waiter.follow(
             lambda: self._run(job_id), first, timeout, check, unfinished=unfinished
@@ -2079,7 +2052,7 @@ class JobManager:
         Args and errors are those of `drain`; a wrong argument is refused at this call, not when
         awaited.
         """
-        checked_timeout(timeout)
+        arguments.checked_timeout(timeout)
         return self._async_waiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def recover(self) -> list[Job]:
@@ -2223,9 +2196,9 @@ class JobManager:
                 file has used; at this call.
             StoreError: The database can no longer be read; at `next()`.
         """
-        known, most = checked_after(after), checks.optional_count(limit, "limit")
+        known, most = arguments.checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
-        checked_timeout(timeout)  # now, not at the first next()
+        arguments.checked_timeout(timeout)  # now, not at the first next()
         wanted = self._in_place(self._event_filter(filters), filters)
         return Events(
             self._event_reader,
@@ -2267,9 +2240,9 @@ class JobManager:
                 that this file has used; at the first `anext()`.
             StoreError: The database can no longer be read; at `anext()`.
         """
-        known, most = checked_after(after), checks.optional_count(limit, "limit")
+        known, most = arguments.checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
-        checked_timeout(timeout)
+        arguments.checked_timeout(timeout)
         checked = self._event_filter(filters)
         return AsyncEvents(
             self._event_reader,
@@ -2317,7 +2290,7 @@ class JobManager:
             ArgumentError: The callback is not a plain function, or a filter is invalid.
             StoreError: The manager is closed.
         """
-        called = checked_callback(callback)
+        called = arguments.checked_callback(callback)
         checked = self._event_filter(filters)
         return self._notifier.subscribe(called, self._in_place(checked, filters))
 
@@ -2549,7 +2522,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
             CommandError: The state is not JSON, or too large.
         """
-        text = None if state is None else checked_state(state)
+        text = None if state is None else arguments.checked_state(state)
 
         def change(connection: Connection) -> None:
             owner = require_pipeline(connection, pipeline_id).id
