@@ -7,6 +7,9 @@ is found by the locked byte, which is unique to its run, and not by the lock fil
 been replaced. The kernel lists the locks of each descriptor, so the files themselves are not
 touched; they may be on a file system that does not respond. Stored pids are never trusted: by
 now they may belong to other processes.
+
+Every function that looks at other processes raises OSError if no descriptor is free for that:
+the answer is unknown then.
 """
 
 from __future__ import annotations
@@ -37,22 +40,12 @@ def is_inside(cookie: str) -> bool:
 
 
 def are_visible() -> bool:
-    """
-    Tell whether /proc shows the processes of this pid namespace.
-
-    Raises:
-        OSError: No descriptor is free for the check, so the answer is unknown.
-    """
+    """Tell whether /proc shows the processes of this pid namespace."""
     return pids.level() > 0
 
 
 def find(cookie: str) -> list[int]:
-    """
-    Return the pids of all other processes with exactly this cookie.
-
-    Raises:
-        OSError: No descriptor is free for the check, so the answer is unknown.
-    """
+    """Return the pids of all other processes with exactly this cookie."""
     found: list[int] = []
     seen: set[int] = set()
     for _ in range(_LISTS):
@@ -79,9 +72,6 @@ def kill(cookie: str, patience: float = tuning.ORPHAN_PATIENCE) -> tuple[int, ..
 
     Returns:
         The pids that still exist after that, or cannot be signalled.
-
-    Raises:
-        OSError: No descriptor is free to find or to signal them.
     """
     deadline = time.monotonic() + patience
     empty = 0  # looks in a row that found nothing
@@ -127,9 +117,6 @@ def is_supervised(token: str, namespace: int | None) -> bool | None:
 
     Returns:
         None: it cannot be seen from here. Do not settle the job then.
-
-    Raises:
-        OSError: No descriptor is free for the check, so the answer is unknown.
     """
     if job_directory.is_run_locked(token) or find_holders(token):
         return True
@@ -141,12 +128,7 @@ def is_supervised(token: str, namespace: int | None) -> bool | None:
 
 
 def find_holders(token: str) -> list[int]:
-    """
-    Return the pids of other processes that supervise the run `token`.
-
-    Raises:
-        OSError: No descriptor is free for the check, so the answer is unknown.
-    """
+    """Return the pids of other processes that supervise the run `token`."""
     return [pid for pid in procfs.other_pids() if holds(pid, token)]
 
 
@@ -156,9 +138,6 @@ def holds(pid: int, token: str) -> bool:
 
     An open lock file is not enough: hosts that probe, prepare or resolve the job have it open
     too. The kernel shows which bytes each descriptor has locked.
-
-    Raises:
-        OSError: No descriptor is free for the check, so the answer is unknown.
     """
     byte = str(job_directory.spans_of(token)[1][0])
     try:
@@ -179,12 +158,7 @@ def _locked(pid: int, descriptor: str) -> list[str]:
 
 
 def signal_holder(pid: int, token: str, number: signal.Signals) -> bool:
-    """
-    Signal a process if it supervises the run; False: it does not, or permission denied.
-
-    Raises:
-        OSError: No descriptor is free for the check.
-    """
+    """Signal a process if it supervises the run; False: it does not, or permission denied."""
     try:
         with pids.ProcessHandle(pid) as process:
             # Check again with an open handle: the pid may have been reused since it was found.

@@ -4,6 +4,9 @@ Reads /proc about other processes, without ever waiting long for one of them.
 Reading the environment or the arguments of a process takes a lock on its memory, which a
 process that is stuck in the kernel may hold for ever. So a separate thread reads them. If it
 blocks, it is abandoned.
+
+Each function raises OSError if there is no /proc, or if no descriptor or memory is free for the
+read: the answer is unknown then, so do not kill a process.
 """
 
 from __future__ import annotations
@@ -32,9 +35,6 @@ def other_pids() -> list[int]:
     Return the entries in /proc of all other processes; see `supervisor.pids`.
 
     Empty if /proc belongs to a pid namespace that this process is not in.
-
-    Raises:
-        OSError: There is no /proc, or no descriptor is left to read it.
     """
     if not pids.level():
         return []
@@ -49,12 +49,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def is_held_back(pid: int) -> bool:
-    """
-    Tell whether a debugger holds a process, or its cgroup is frozen.
-
-    Raises:
-        OSError: No descriptor is free for the check. Do not kill the process then.
-    """
+    """Tell whether a debugger holds a process, or its cgroup is frozen."""
     return _is_traced(pid) or _is_frozen(pid)
 
 
@@ -82,12 +77,7 @@ def _is_frozen(pid: int) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """
-    Return the content of a file, relative to /proc; empty if this process may not read it.
-
-    Raises:
-        OSError: No descriptor or memory is free for the read, so the answer is unknown.
-    """
+    """Return the content of a file, relative to /proc; empty if this process may not read it."""
     try:
         with open(os.path.join(ROOT, path), "rb") as file:
             return file.read()
@@ -107,9 +97,6 @@ def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
     Args:
         entry: `NAME=value`.
         pids: Processes, some of which may have ended.
-
-    Raises:
-        OSError: No descriptor is left for reading.
     """
     found, empty = _with("environ", entry.encode(), pids)
     # Look again at empty ones: during an exec, a process has no environment for a moment.
@@ -117,12 +104,7 @@ def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
 
 
 def with_argument(argument: str, pids: Sequence[int]) -> list[int]:
-    """
-    Return those of `pids` that were started with exactly this argument, as `with_variable` does.
-
-    Raises:
-        OSError: No descriptor is left for reading.
-    """
+    """Return those of `pids` started with exactly this argument, as `with_variable` does."""
     return _with("cmdline", argument.encode(), pids)[0]
 
 
