@@ -13,6 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
@@ -283,7 +284,7 @@ class JobManager:
             slots=self._slots,
             only_own=self._only_own,
             ownership=ownership,
-            reconcile=recovery.reconcile_dead,
+            reconcile=partial(recovery.try_to_reconcile, kill=True),
             chores={
                 "expiry": expiry.tick,
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,

@@ -146,7 +146,8 @@ def list_pipelines(
         rows = [
             (
                 one.name,
-                *(_short_time(value, now) for value in _when(one)),
+                one.schedule,
+                "paused" if one.paused else _short_time(one.next_tick, now),
                 job and job.status,
                 job and _short_time(job.end_time, now),
                 one.group,
@@ -174,11 +175,6 @@ def list_pipelines(
             for one, job in zip(found, last, strict=True)
         ),
     )
-
-
-def _when(one: Pipeline) -> tuple[Any, Any]:
-    """Return the schedule and when it is due, for a terminal."""
-    return one.schedule, "paused" if one.paused else one.next_tick
 
 
 def _short_time(value: Any, now: datetime) -> Any:

@@ -89,7 +89,7 @@ class Liveness:
             if self._dispatcher.exiting:
                 raise SpawnError(EXITING)
             self._directories.require_root()
-            if self._can_run(run):
+            if run.owner in (None, self._ownership.current) and self._queue.takes(run):
                 self._require_starts(begun)
                 self._require_readable(run, begun)
         elif (
@@ -98,9 +98,6 @@ class Liveness:
             and not _may_be_locked(run)
         ):
             self._require_readable(run, begun)
-
-    def _can_run(self, run: Run) -> bool:
-        return run.owner in (None, self._ownership.current) and self._queue.takes(run)
 
     def _require_starts(self, begun: float) -> None:
         for key, what in (

@@ -260,10 +260,6 @@ class Recovery:
         except (StoreError, OSError):
             pass  # the next look tries again
 
-    def reconcile_dead(self, run: Run) -> Run | None:
-        """Reconcile as `try_to_reconcile` does, and kill the orphans of a dead supervisor."""
-        return self.try_to_reconcile(run, kill=True)
-
     def _postpone(self, run: Run, error: Exception) -> None:
         if isinstance(error, DatabaseBusy):  # no failure of the job, and it ends by itself
             telemetry.event(logging.INFO, "reconcile postponed", job=name_of(run), error=str(error))

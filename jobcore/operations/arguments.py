@@ -392,7 +392,7 @@ def queue_fields(
     found: dict[str, Any] = {
         "priority": checked_priority(priority),
         "group_name": None if group is None else checked_group(group),
-        "key": None if key is None else checked_key(key),
+        "key": None if key is None else _checked_short(key, "key"),
         **checked_due(not_before, "not_before"),
         **checked_due(expires, "expires"),
         **_dependency_fields(after, run_if),
@@ -464,11 +464,6 @@ def checked_priority(priority: Any) -> int:
 def checked_group(group: Any) -> str:
     """Return the name of a group."""
     return _checked_short(group, "group")
-
-
-def checked_key(key: Any) -> str:
-    """Return the key of a job."""
-    return _checked_short(key, "key")
 
 
 def checked_on_conflict(on_conflict: Any) -> str:
