@@ -120,7 +120,7 @@ def test_reading_settles_jobs_of_a_killed_host(database):
         assert (job.status, job.exit_code, text) == (Status.ERROR, 5, b"bye\n")
 
 
-@in_rounds(smoke=12, full=1000, long=True)
+@in_rounds(smoke=6, full=1000, long=True)
 def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, fork_server):
     """Hosts SIGKILLed, half of them at failpoints: all lines, codes and statuses are found."""
     life, reached = survey(tmp_path, fork_server.launcher(), draw(rounds.chance()))

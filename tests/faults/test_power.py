@@ -125,7 +125,7 @@ def _flipped(data, at, chance):
     return data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :]
 
 
-@in_rounds(smoke=40, full=len(STATES))
+@in_rounds(smoke=20, full=len(STATES))
 def test_every_wreck_of_a_job_directory_resolves_to_what_is_known(jobs, database, rounds):
     """Spool, exit and run record, each whole or not: no state invents a verdict or a line."""
     states = rounds.chance().sample(STATES, len(STATES))
@@ -216,7 +216,7 @@ def write_all_kinds(jobs, chance):
     yield
 
 
-@in_rounds(smoke=10, full=500)
+@in_rounds(smoke=6, full=500)
 def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
     """If the write-ahead log is cut or damaged, all commits before that place are complete."""
     os.mkdir(tmp_path / "before")
@@ -240,7 +240,7 @@ def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
         shutil.rmtree(left)
 
 
-@in_rounds(smoke=10, full=500)
+@in_rounds(smoke=6, full=500)
 def test_lines_whose_import_was_undone_are_imported_again(tmp_path, rounds):
     """A power failure undoes imports that were not synced; every line is still stored once."""
     os.mkdir(tmp_path / "before")
