@@ -8,6 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -162,6 +163,7 @@ class _LineFilter:
         )
 
 
+@dataclass(eq=False)
 class _Logs:
     """
     Prints logs as the options of `logs` say.
@@ -175,22 +177,13 @@ class _Logs:
         tail: Print only this many lines, the last ones; None: all.
     """
 
-    def __init__(
-        self,
-        jobs: JobManager,
-        kept: _LineFilter,
-        ndjson: bool,
-        times: bool,
-        sequence: int,
-        tail: int | None,
-    ) -> None:
-        self._jobs = jobs
-        self._kept = kept
-        self._ndjson = ndjson
-        self._times = times
-        self._sequence = sequence
-        self._tail = tail
-        self._titles = 0  # printed so far
+    _jobs: JobManager
+    _kept: _LineFilter
+    _ndjson: bool
+    _times: bool
+    _sequence: int
+    _tail: int | None
+    _titles: int = 0  # printed so far
 
     def one(
         self, job: Job, *, follow: bool = False, title: Callable[[], None] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -38,6 +39,7 @@ AT_ONCE = 100
 FOUND_AT_ONCE = 1000
 
 
+@dataclass(eq=False)
 class BulkOperations:
     """
     Changes many jobs. A job that another process changes first is left out.
@@ -47,23 +49,13 @@ class BulkOperations:
         deleter: Waits for their ends before they are removed.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        listings: Listings,
-        recovery: Recovery,
-        stopper: Stopper,
-        remover: Remover,
-        deleter: Deleter,
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._listings = listings
-        self._recovery = recovery
-        self._stopper = stopper
-        self._remover = remover
-        self._deleter = deleter
+    _database: Database
+    _clock: Clock
+    _listings: Listings
+    _recovery: Recovery
+    _stopper: Stopper
+    _remover: Remover
+    _deleter: Deleter
 
     def stop(self, wanted: JobFilter, grace: float | None) -> list[Job]:
         """Ask the RUNNING jobs to stop; return these jobs."""

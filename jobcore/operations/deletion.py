@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -21,22 +22,15 @@ from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Run
 
 
+@dataclass(eq=False)
 class Deleter:
     """Deletes a job: hides it, stops it, and then removes it."""
 
-    def __init__(
-        self,
-        database: Database,
-        stopper: Stopper,
-        waiter: Waiter,
-        remover: Remover,
-        clock: Clock,
-    ) -> None:
-        self._database = database
-        self._stopper = stopper
-        self._waiter = waiter
-        self._remover = remover
-        self._clock = clock
+    _database: Database
+    _stopper: Stopper
+    _waiter: Waiter
+    _remover: Remover
+    _clock: Clock
 
     def delete(self, run: Run) -> None:
         """
