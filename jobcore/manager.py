@@ -2744,9 +2744,9 @@ class JobManager:
 
     def _event_filter(self, filters: Mapping[str, Any]) -> JobFilter:
         """Return the filter for these arguments of `events`, without an owner."""
-        from jobcore.operations.job_filters import checked_event_filters  # noqa: PLC0415 - loaded by those who need it
+        from jobcore.operations.job_filters import OF_EVENTS, checked_filters  # noqa: PLC0415 - loaded by those who need it
 
-        return checked_event_filters(filters)
+        return checked_filters(filters, OF_EVENTS, "events")
 
     def _wanted(self, filters: Mapping[str, Any]) -> JobFilter:
         """Return the filter for these arguments of `list_jobs`."""

@@ -396,21 +396,11 @@ class ProcessLauncher:
         return check_interpreter(self.python)
 
     def start(self, descriptor: int) -> int:
-        """
-        Start a supervisor, and return the pid of the process that forks it and ends.
-
-        Raises:
-            SpawnError: No process could be started.
-        """
+        """Start a supervisor, and return the pid of the process that forks it and ends."""
         return self._start(_command(self.python, descriptor, STUB, _STUB_ELSEWHERE), descriptor)
 
     def start_keeper(self, descriptor: int) -> int:
-        """
-        Start a keeper, and return the pid of the process that forks it and ends.
-
-        Raises:
-            SpawnError: No process could be started.
-        """
+        """Start a keeper, and return the pid of the process that forks it and ends."""
         stubs = _KEEPER_STUB, _KEEPER_STUB_ELSEWHERE
         return self._start(_command(self.python, descriptor, *stubs), descriptor)
 

@@ -59,11 +59,6 @@ NAMES = (*OF_EVENTS, "created_since", "created_until", "ended_since", "ended_unt
 _SET = re.compile(r"\[(?P<negated>[!^]?)(?P<rest>\]?[^\]]*\])")
 
 
-def checked_event_filters(given: Mapping[str, Any]) -> JobFilter:
-    """Return a filter for events, likewise."""
-    return checked_filters(given, OF_EVENTS, "events")
-
-
 def checked_filters(
     given: Mapping[str, Any], names: Collection[str] = NAMES, what: str = "jobs"
 ) -> JobFilter:
