@@ -28,21 +28,7 @@ from jobcore.functions.__main__ import (
     read_payload,
     take_payload,
 )
-from jobcore.supervisor import process_tree, spawn
-from jobcore.supervisor.warm import (
-    COOKIE,
-    DESCRIPTOR,
-    FORKED,
-    GO,
-    HANDED_OVER,
-    NAME,
-    OF_JOB,
-    PLACEHOLDER,
-    READY,
-    REFUSED,
-    UNUSABLE,
-    VERSION,
-)
+from jobcore.supervisor import process_tree, spawn, warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +38,7 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-_LENGTH = len(PLACEHOLDER)
+_LENGTH = len(warm.PLACEHOLDER)
 _SIZE = 64  # bytes; more than a message to the interpreter has
 _MOST_DESCRIPTORS = 16
 _MOST_REFUSED = 2  # calls in a row that the interpreter does not fit, until it makes room
@@ -89,11 +75,11 @@ class WarmInterpreter:
 
     def __init__(self, modules: list[str]) -> None:
         self._modules = modules
-        self._socket = _socket.socket(fileno=DESCRIPTOR)
+        self._socket = _socket.socket(fileno=warm.DESCRIPTOR)
         # Where `/proc` reads the variable that identifies the processes of a job.
-        self._cookie = _libc.getenv(COOKIE)
+        self._cookie = _libc.getenv(warm.COOKIE)
         self._env = _without_job(_first_environment())
-        self._name = _rename(NAME)
+        self._name = _rename(warm.NAME)
         self._own = sys.path[:]
         self._path: list[str] = []
         self._files: dict[str, tuple[int, int, int, int]] = {}
@@ -104,12 +90,12 @@ class WarmInterpreter:
         exit_last = _Exit()  # before any module registers a handler, which must run earlier
         why = self._load()
         if why:
-            self._send(UNUSABLE, why[:_MOST_WORDS].encode("utf-8", "replace"))
+            self._send(warm.UNUSABLE, why[:_MOST_WORDS].encode("utf-8", "replace"))
             return None
         # Calls share this memory as long as the garbage collector does not write to it.
         gc.collect()
         gc.freeze()
-        self._send(READY, VERSION)
+        self._send(warm.READY, warm.VERSION)
         while self._refused < _MOST_REFUSED:  # else the next one may fit better
             payload = self._serve_one()
             if payload is not None:
@@ -156,7 +142,7 @@ class WarmInterpreter:
         if left:
             files = sorted(os.readlink(f"/proc/self/fd/{one}") for one in left)
             return f"left open: {', '.join(files)}"
-        if self._cookie is None or ctypes.string_at(self._cookie, _LENGTH) != PLACEHOLDER:
+        if self._cookie is None or ctypes.string_at(self._cookie, _LENGTH) != warm.PLACEHOLDER:
             return "changed the memory of the environment"
         return ""
 
@@ -179,7 +165,7 @@ class WarmInterpreter:
         payload = self._fitting(fields, places)
         if payload is None:
             self._refused += 1
-            self._send(REFUSED)
+            self._send(warm.REFUSED)
         elif self._fork():
             start = spawn.Start(places, report, fields["oom_score"], 0, fields["parent"])
             try:
@@ -197,7 +183,7 @@ class WarmInterpreter:
             self._refused = _MOST_REFUSED
             return None
         env = fields["env"]
-        if _without_job(env) != self._env or len(env[COOKIE]) != _LENGTH:
+        if _without_job(env) != self._env or len(env[warm.COOKIE]) != _LENGTH:
             return None
         try:
             payload = read_payload(_content(places[0]))
@@ -227,19 +213,19 @@ class WarmInterpreter:
                 pid = os.fork()
                 if pid == 0:
                     return True
-                self._send(FORKED, b"%d" % pid)
+                self._send(warm.FORKED, b"%d" % pid)
             except BaseException:  # noqa: BLE001 - this process must not go on
                 os._exit(1)
             os._exit(0)
         # Once it is reaped, its child is the supervisor's, which is a subreaper.
         _, status = os.waitpid(middle, 0)
-        self._send(HANDED_OVER if status == 0 else REFUSED)
+        self._send(warm.HANDED_OVER if status == 0 else warm.REFUSED)
         return False
 
     def _become(self, fields: dict[str, Any], go: int, start: spawn.Start) -> None:
         """Become the process of a call, as a fresh interpreter is one."""
         self._socket.close()
-        if os.read(go, 1) != GO:
+        if os.read(go, 1) != warm.GO:
             os._exit(0)  # the supervisor has given up, or is gone
         spawn.take_place(start)
         _rename(self._name)
@@ -252,11 +238,11 @@ class WarmInterpreter:
             spawn.report_failure(start, spawn.CHDIR, error.errno or 0)
         empty_stdin()
         for name in list(os.environb):
-            if name.startswith(OF_JOB):
+            if name.startswith(warm.OF_JOB):
                 del os.environb[name]
         env = fields["env"]
-        os.environb.update({name: env[name] for name in env if name.startswith(OF_JOB)})
-        ctypes.memmove(self._cookie, env[COOKIE], _LENGTH)
+        os.environb.update({name: env[name] for name in env if name.startswith(warm.OF_JOB)})
+        ctypes.memmove(self._cookie, env[warm.COOKIE], _LENGTH)
         # Python seeds its own generator in a forked process.
         numpy = sys.modules.get("numpy.random")
         if numpy is not None:
@@ -313,7 +299,7 @@ class _Exit:
 
 
 def _without_job(env: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    return {name: value for name, value in env.items() if not name.startswith(OF_JOB)}
+    return {name: value for name, value in env.items() if not name.startswith(warm.OF_JOB)}
 
 
 def _rename(name: bytes) -> bytes:
