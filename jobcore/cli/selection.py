@@ -166,8 +166,6 @@ class Filter:
 
     def _place(self, jobs: JobManager) -> dict[str, Any]:
         """Return the ids of the workspace and the pipeline, each given by its name or id."""
-        if self.workspace is None and self.pipeline is None:
-            return {}
         found: dict[str, Any] = {}
         if self.workspace is not None:
             from jobcore.cli import workspace_commands  # noqa: PLC0415 - only with this filter

@@ -168,11 +168,7 @@ class ScriptedExecutor(ForkAware):
         Raises:
             LookupError: No scripted supervisor runs this job now.
         """
-        with self._lock:
-            self.step()
-            for one in self._find(job_id):
-                one.die()
-            self.step()
+        self._each(job_id, ScriptedSupervisor.die)
 
     def shut_down(self, job_id: Id | None = None) -> None:
         """
@@ -186,10 +182,13 @@ class ScriptedExecutor(ForkAware):
         Raises:
             LookupError: No scripted supervisor runs this job now.
         """
+        self._each(job_id, ScriptedSupervisor.shut_down)
+
+    def _each(self, job_id: Id | None, end: Callable[[ScriptedSupervisor], None]) -> None:
         with self._lock:
             self.step()
             for one in self._find(job_id):
-                one.shut_down()
+                end(one)
             self.step()
 
     def running(self) -> list[UUID]:
