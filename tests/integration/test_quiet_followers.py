@@ -68,6 +68,8 @@ class Service:
     def get(self, path, **headers):
         """Return the answer to an ordinary request."""
         url = f"http://127.0.0.1:{self._port}{path}"
+        if self.server is fastapi:  # uvicorn keeps the connection for five seconds
+            headers["Connection"] = "close"
         return requests.get(url, headers=headers, timeout=PATIENCE)
 
     def follow(self, accept="text/plain"):
