@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from jobcore.embedding.locks import GATE
+from jobcore.testing import fixtures
 from jobcore.testing.leak_check import LeakCheck
 from tests.processes import carrying, forked
 from tests.texts import between, blocks
@@ -177,6 +178,7 @@ LEFT = {
 def test_leftovers_fail_the_test_by_name(run, monkeypatch, tmp_path):
     """A test that leaves a job or process fails and names it; the next test starts clean."""
     monkeypatch.setenv("LEFT_BY", str(tmp_path))  # of this run alone, of all on the machine
+    monkeypatch.setattr(fixtures, "IDLE_PATIENCE", 0.5)
     source = """
 import os, uuid
 from jobcore import JobManager

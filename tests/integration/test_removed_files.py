@@ -100,6 +100,7 @@ def test_job_whose_directory_is_swept_has_its_true_end(running):
     assert job.done.exists()
 
 
+@pytest.mark.usefixtures("quick_upkeep")
 def test_a_stop_reaches_a_job_whose_files_were_swept(running):
     """The supervisor makes its FIFO again, and reads the stop that was requested before."""
     jobs, job = running
