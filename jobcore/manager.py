@@ -13,7 +13,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
@@ -284,7 +283,7 @@ class JobManager:
             slots=self._slots,
             only_own=self._only_own,
             ownership=ownership,
-            reconcile=partial(recovery.try_to_reconcile, kill=True),
+            reconcile=lambda run: recovery.try_to_reconcile(run, kill=True),
             chores={
                 "expiry": expiry.tick,
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
