@@ -73,6 +73,11 @@ class Keeper(Peer):
         return self.has_jobs
 
     @property
+    def is_coming(self) -> bool:
+        """Whether its pid may still become known."""
+        return self.pid is None and not self.gone
+
+    @property
     def is_child(self) -> bool:
         """Whether it is a child of this process, which is PID 1 or a subreaper then."""
         if self.pid is None:
@@ -113,6 +118,7 @@ class KeeperOfHost(ForkAware):
 
     def _reset(self) -> None:
         self.current: Keeper | None = None
+        self._dismissed: list[Keeper] = []  # not closed before their pids are known
         self._owner = os.getpid()
         self._without = 0  # how many supervisors to start without a keeper
         self._after_failure = 1  # the same after the next failure
@@ -196,19 +202,20 @@ class KeeperOfHost(ForkAware):
                     keeper.kill_starter()  # it may never end
                 self._dismiss()
 
-    def leave(self, user: SupervisorPool) -> Keeper | None:
-        """Return the keeper, for the caller to close and reap, if no other pool uses it."""
+    def leave(self, user: SupervisorPool) -> list[Keeper]:
+        """Return the keepers, for the caller to close and reap, if no other pool uses them."""
         with GATE:
             self._users.discard(user)
-            keeper = self.current
-            if keeper is None or self._users:
-                return None
-            self.current = None
-            return keeper
+            if self._users:
+                return []
+            keepers = [*self._dismissed, *([] if self.current is None else [self.current])]
+            self.current, self._dismissed = None, []
+            return keepers
 
     def remove_idle(self) -> None:
         """Dismiss a keeper that was not used for a while."""
         with GATE:
+            self._close_dismissed()
             keeper = self.current
             if keeper is None:
                 return
@@ -218,15 +225,27 @@ class KeeperOfHost(ForkAware):
 
     def _dismiss(self) -> None:
         """Let the keeper go. It still forks the supervisors that it was asked for."""
-        keeper, self.current = self.current, None
-        if keeper is not None:
-            keeper.close()
-            leave_to_others([keeper])
+        if self.current is not None:
+            self._dismissed.append(self.current)
+            self.current = None
+            self._close_dismissed()
+
+    def _close_dismissed(self) -> None:
+        """Close dismissed keepers, but wait for their pids: a child of ours must be reaped."""
+        waiting = []
+        for keeper in self._dismissed:
+            keeper.receive()
+            if keeper.is_coming and time.monotonic() - keeper.since < tuning.READY_PATIENCE:
+                waiting.append(keeper)
+            else:
+                keeper.close()
+                leave_to_others([keeper])
+        self._dismissed = waiting
 
     def after_fork_in_child(self) -> None:
-        """Forget the keeper, which is the parent's; the gate has closed its socket."""
-        if self.current is not None:
-            self.current.forget()
+        """Forget the keepers, which are the parent's; the gate has closed their sockets."""
+        for keeper in [*self._dismissed, *([] if self.current is None else [self.current])]:
+            keeper.forget()
         self._reset()
 
 

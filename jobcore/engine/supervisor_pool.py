@@ -368,18 +368,18 @@ class SupervisorPool(ForkAware):
             if supervisor.pid is None:
                 supervisor.kill_starter()
         self._may_fork = False
-        keeper = None if self._host_keeper is None else self._host_keeper.leave(self)
-        if keeper is not None:
+        keepers = [] if self._host_keeper is None else self._host_keeper.leave(self)
+        for keeper in keepers:
             keeper.has_jobs = any(one.busy for one in self.supervisors)
             if keeper.pid is None:
                 keeper.kill_starter()
-        # Wait for pids: without one, a supervisor that becomes our child could not be reaped.
+        # Wait for pids: without one, a process that becomes our child could not be reaped.
         give_up = time.monotonic() + STARTER_PATIENCE
-        while self._any_unknown() and time.monotonic() < give_up:
+        while self._any_unknown(keepers) and time.monotonic() < give_up:
             time.sleep(0.005)
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
-        if keeper is not None:
+        for keeper in keepers:
             keeper.close()
             self._leaving.append(keeper)
         # Wait for starters that have not forked yet, and for idle supervisors, which end at once:
@@ -394,12 +394,13 @@ class SupervisorPool(ForkAware):
         leave_to_others([each for each in self._leaving if not each.starting])
         self._leaving = []
 
-    def _any_unknown(self) -> bool:
-        """Read notices of supervisors without a known pid; tell whether there still are some."""
-        for supervisor in self.supervisors:
-            if supervisor.pid is None:
-                supervisor.receive()
-        return any(one.pid is None and not one.gone for one in self.supervisors)
+    def _any_unknown(self, keepers: list[Keeper]) -> bool:
+        """Read notices of processes without a known pid; tell whether there still are some."""
+        peers: list[Peer] = [*self.supervisors, *keepers]
+        for peer in peers:
+            if peer.pid is None:
+                peer.receive()
+        return any(one.pid is None and not one.gone for one in peers)
 
     def after_fork_in_child(self) -> None:
         """Forget them: they are the parent's, and the gate has closed the descriptors."""

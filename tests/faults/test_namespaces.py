@@ -14,6 +14,9 @@ import pytest
 
 from jobcore import JobManager, Reason, Status, tuning
 from jobcore.engine import orphans
+from jobcore.engine.keeper import KeeperOfHost
+from jobcore.engine.launcher import ProcessLauncher
+from jobcore.engine.peer import reap_left, socket_pair
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.supervisor import job_directory
 from tests.faults.invariants import check
@@ -150,6 +153,27 @@ def _idle_is_let_go(database):
     return children()
 
 
+def _keeper_is_let_go_before_it_is_ready(_database):
+    tuning.IDLE_KEEPER = 0
+    ctypes.CDLL(None).prctl(_ADOPT, 1)
+    host, pool = KeeperOfHost(), SupervisorPool()
+    ours, theirs = socket_pair()
+    keeper = host.fork(theirs.fileno(), pool, ProcessLauncher())
+    theirs.close()
+    ours.close()
+    host.remove_idle()
+    assert (host.current, keeper.pid, keeper.gone) == (None, None, False)
+
+    def reaped():
+        host.remove_idle()
+        reap_left()
+        return not children()
+
+    until(reaped, "the reaping of the keeper")
+    assert keeper.pid is not None
+    return children()
+
+
 def _closed_again_and_again(database):
     ctypes.CDLL(None).prctl(_ADOPT, 1)
     left = []
@@ -187,6 +211,7 @@ def _closed_with_a_job(database):
     ("host", "expected"),
     [
         (_idle_is_let_go, {}),
+        (_keeper_is_let_go_before_it_is_ready, {}),
         (_closed_again_and_again, [{}] * 3),
         (_closed_at_once, {}),
         (_closed_with_a_job, 1),
