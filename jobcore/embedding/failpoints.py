@@ -88,7 +88,7 @@ STOP_READ = "stop read"
 RUN_WRITTEN = "run written"
 #: The process that becomes the command is forked; it may not have reached its exec.
 FORKED = "forked"
-#: The message `started` was handed to the socket.
+#: The supervisor knows that the exec of the command has succeeded.
 COMMAND_RUNS = "command runs"
 #: A frame was written to the spool, completely or as far as there was space.
 FRAME_WRITTEN = "frame written"

@@ -609,9 +609,9 @@ class Dispatcher(ForkAware):
                     round_.written.append((claim, content, after))
             if starts:
                 self._claim_each(connection, starts, round_)
-            # The round may have created the job that follows, met a dependency, or made room in a
-            # limit.
-            return round_._replace(more_wait=queue.has_any(connection))
+            # An end may create the job that follows, meet a dependency, or make room in a limit.
+            ends = any(content.exit is not None for _, content in contents)
+            return round_._replace(more_wait=ends and queue.has_any(connection))
 
         try:
             round_ = self._database.write(write, durable=durable)
