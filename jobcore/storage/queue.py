@@ -66,7 +66,9 @@ def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
     )
 
 
-_ANY = Statement(text("SELECT EXISTS (SELECT 1 FROM job WHERE status = 'QUEUED')"))
+_ANY = Statement(
+    text("SELECT EXISTS (SELECT 1 FROM job WHERE status = 'QUEUED' AND deleted_at IS NULL)")
+)
 
 
 def has_any(connection: Connection) -> bool:

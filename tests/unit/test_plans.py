@@ -25,6 +25,7 @@ from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import counts, queue, settlement
 from jobcore.storage.database import Database
+from jobcore.storage.statement import driver_of
 from jobcore.testing import ManualClock
 from jobcore.testing.parts import parts
 
@@ -497,6 +498,24 @@ def test_no_statement_grows_with_history_or_with_others(watched, call):
 
     assert counter.steps != {}
     assert counter.excess(MOST) == {}
+
+
+def test_empty_queue_is_found_without_the_history(watched):
+    """The end of a job asks whether any job is queued: in few steps also where none is."""
+    jobs, counter = watched
+    steps = []
+
+    def ask(connection):
+        driver_of(connection).execute("DELETE FROM job WHERE status = 'QUEUED'")
+        counter.steps.clear()
+        assert not queue.has_any(connection)
+        steps.append(max(counter.steps.values()))
+        raise InterruptedError("to take it back")
+
+    with pytest.raises(InterruptedError):
+        parts(jobs).database.write(ask)
+
+    assert steps < [MOST]
 
 
 @pytest.mark.parametrize(
