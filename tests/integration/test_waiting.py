@@ -278,13 +278,18 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
         for module in (waiting, reading):
             still = SimpleNamespace(monotonic=lambda: moments[-1], sleep=time.sleep)
             held.setattr(module, "time", still)
-        begun = None
-        for number in range(30):
-            moments.append(moments[-1] + waiting.FOLLOW_PAUSE)
-            enough = len(lookers) + 1
-            until(lambda enough=enough: len(lookers) >= enough, "a look")
-            if number == 10:  # those who were about to look have done so
-                begun = len(lookers), len(visits)
+
+        def look(count):
+            for _ in range(count):
+                moments.append(moments[-1] + waiting.FOLLOW_PAUSE)
+                enough = len(lookers) + 1
+                until(lambda enough=enough: len(lookers) >= enough, "a look")
+
+        look(11)  # those who were about to look have done so
+        begun = len(lookers), len(visits)
+        look(19)
+        # A visit that began before may have taken as long, and none begins meanwhile.
+        until(lambda: look(1) or len(visits) > begun[1], "a visit")
         looked, visited = lookers[begun[0] :], len(visits) - begun[1]
     run.write(b"a\n", b"b\n")
     run.exit()
