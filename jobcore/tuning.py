@@ -64,8 +64,8 @@ STEP_PAUSE = 0.15
 BACK_OFF = 0.5
 #: Seconds between two imports of one job, unless it has much output or has ended.
 IMPORT_PAUSE = 0.25
-#: Seconds from the claim of a job to its first import, unless it has ended: many jobs end sooner,
-#: and then need one transaction for output and end. Followers look into the files themselves.
+#: Seconds from the claim of a job to its first import, unless the job has ended. Many jobs end
+#: sooner, so that one transaction stores output and end. Followers read the files themselves.
 FIRST_IMPORT = 0.02
 #: Bytes of new output that trigger an import earlier.
 IMPORT_BYTES = 256 * 1024

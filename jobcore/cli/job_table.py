@@ -156,7 +156,7 @@ def _pipeline(job: Job, facts: Facts) -> str | None:
     return None if job.pipeline_id is None else facts.pipelines.get(job.pipeline_id)
 
 
-def _number(count: int) -> str | None:
+def _if_any(count: int) -> str | None:
     return str(count) if count else None
 
 
@@ -175,10 +175,10 @@ _COLUMNS = (
     _Column("TIME", _time, right=True),
     _Column("NOTE", _note, always=False),
     _Column("STARTED", _started, NORMAL, always=False),
-    _Column("PRIO", lambda job, _: _number(job.priority), ROOMY, always=False, right=True),
+    _Column("PRIO", lambda job, _: _if_any(job.priority), ROOMY, always=False, right=True),
     _Column("GROUP", lambda job, _: job.group, NORMAL, always=False, most=16, short=SHORT),
     _Column("PIPELINE", _pipeline, NORMAL, always=False, most=20, short=SHORT),
-    _Column("LINES", lambda job, _: _number(job.line_count), ROOMY, always=False, right=True),
+    _Column("LINES", lambda job, _: _if_any(job.line_count), ROOMY, always=False, right=True),
 )
 
 

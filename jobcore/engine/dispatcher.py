@@ -55,7 +55,7 @@ class _Round(NamedTuple):
     written: list[tuple[Claim, NewContent, Run | None]]
     claimed: list[tuple[Start, Run | None]]
     failed: list[tuple[Claim | Start, Exception]]
-    more_wait: bool = False
+    queued: bool = False  # whether an end may let another job start, and any is queued
 
 
 class Dispatcher(ForkAware):
@@ -504,7 +504,7 @@ class Dispatcher(ForkAware):
         self._look = False
         if not self._adoption.slots:
             self._next_look = now + tuning.QUEUE_PAUSE  # it sees other processes' jobs, too
-        idle = max(sum(one.ready for one in self._pool.supervisors) - unsent, 0)
+        idle = max(self._pool.ready - unsent, 0)
         waiting, jobs = self._queue.look(free, idle)
         self._more_wait = waiting >= free or waiting > idle
         if not waiting:
@@ -568,21 +568,16 @@ class Dispatcher(ForkAware):
         self._look = True
 
     def _commit(self, contents: list[tuple[Claim, NewContent]], starts: list[Start]) -> None:
-        written = self._write_claims(contents, starts) if starts else self._write(contents, [])
-        for claim, content, after in written:
-            self._postponed.succeed(claim.run.number)
-            self._clean_up(claim, content, after)
-            self._update(claim, after)
-
-    def _write_claims(
-        self, contents: list[tuple[Claim, NewContent]], starts: list[Start]
-    ) -> list[tuple[Claim, NewContent, Run | None]]:
         with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for start in starts:
                     start.close()
                 starts = []
-            return self._write(contents, starts)
+            written = self._write(contents, starts)
+        for claim, content, after in written:
+            self._postponed.succeed(claim.run.number)
+            self._clean_up(claim, content, after)
+            self._update(claim, after)
 
     def _clean_up(self, claim: Claim, content: NewContent, after: Run | None) -> None:
         try:
@@ -611,7 +606,7 @@ class Dispatcher(ForkAware):
                 self._claim_each(connection, starts, round_)
             # An end may create the job that follows, meet a dependency, or make room in a limit.
             ends = any(content.exit is not None for _, content in contents)
-            return round_._replace(more_wait=ends and queue.has_any(connection))
+            return round_._replace(queued=ends and queue.has_any(connection))
 
         try:
             round_ = self._database.write(write, durable=durable)
@@ -625,7 +620,7 @@ class Dispatcher(ForkAware):
             self._take(start, run)
         for of, error in round_.failed:
             self._postpone_written(of, error)
-        if round_.more_wait:
+        if round_.queued:
             self._look = True
         return round_.written
 

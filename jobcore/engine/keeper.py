@@ -73,11 +73,6 @@ class Keeper(Peer):
         return self.has_jobs
 
     @property
-    def is_coming(self) -> bool:
-        """Whether its pid may still become known."""
-        return self.pid is None and not self.gone
-
-    @property
     def is_child(self) -> bool:
         """Whether it is a child of this process, which is PID 1 or a subreaper then."""
         if self.pid is None:
@@ -208,9 +203,13 @@ class KeeperOfHost(ForkAware):
             self._users.discard(user)
             if self._users:
                 return []
-            keepers = [*self._dismissed, *([] if self.current is None else [self.current])]
+            keepers = self._all()
             self.current, self._dismissed = None, []
             return keepers
+
+    def _all(self) -> list[Keeper]:
+        """Return all keepers that are not closed."""
+        return self._dismissed if self.current is None else [*self._dismissed, self.current]
 
     def remove_idle(self) -> None:
         """Dismiss a keeper that was not used for a while."""
@@ -244,7 +243,7 @@ class KeeperOfHost(ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Forget the keepers, which are the parent's; the gate has closed their sockets."""
-        for keeper in [*self._dismissed, *([] if self.current is None else [self.current])]:
+        for keeper in self._all():
             keeper.forget()
         self._reset()
 

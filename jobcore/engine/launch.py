@@ -117,8 +117,8 @@ class Claim:
     """
 
     __slots__ = (
-        "_imported", "_slot", "accepted", "claimed", "due", "ended", "run", "start", "supervisor",
-        "token",
+        "_next_import", "_slot", "accepted", "claimed", "due", "ended", "run", "start",
+        "supervisor", "token",
     )  # fmt: skip
 
     def __init__(self, run: Run, start: Start) -> None:
@@ -130,8 +130,7 @@ class Claim:
         self.accepted = False
         self.ended = False
         self.due = float("inf")
-        # A short job has ended by then, and is imported in one transaction.
-        self._imported = self.claimed + tuning.FIRST_IMPORT - tuning.IMPORT_PAUSE
+        self._next_import = self.claimed + tuning.FIRST_IMPORT
         self._slot = start.prepared.take_slot()
 
     def note(self, notice: messages.Notice) -> None:
@@ -143,11 +142,11 @@ class Claim:
             _log_held(self.run, notice.number)
         elif notice.kind == messages.OUTPUT:
             much = notice.number - self.run.spool_offset >= tuning.IMPORT_BYTES
-            self.due = min(self.due, 0.0 if much else self._imported + tuning.IMPORT_PAUSE)
+            self.due = min(self.due, 0.0 if much else self._next_import)
 
     def begin_import(self, now: float) -> None:
         """Record that an import begins. The next one is due only when there is a reason."""
-        self._imported = now
+        self._next_import = now + tuning.IMPORT_PAUSE
         self.due = now + RETRY if self.ended else float("inf")
 
     def postpone(self, seconds: float) -> None:

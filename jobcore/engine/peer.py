@@ -157,6 +157,11 @@ class Peer:
         self._unreaped.clear()
 
     @property
+    def is_coming(self) -> bool:
+        """Whether its pid may still become known."""
+        return self.pid is None and not self.gone
+
+    @property
     def busy(self) -> bool:
         """Whether it goes on for a while after `close`."""
         return False

@@ -140,21 +140,25 @@ class Recovery:
         ):
             return fresh
         alive = self._is_alive(fresh)
+        if alive is None:
+            return self._read(fresh)
         if alive:
-            if fresh.stop_who == transitions.actor():
-                self._unresponsive.look(fresh)  # this process requested the stop, so it enforces it
-            else:
-                self._unresponsive.wake(fresh)
-            if fresh.stop_requested is not None:
-                self._stopper.redeliver(fresh)
-            return fresh
-        try:
-            resolve = partial(self._resolve, patience=patience, kill=kill, until=until)
-            return self._read(fresh) if alive is None else resolve(fresh)
-        except (NewerProtocol, _OrphansAlive):
+            self._remind(fresh)
+        else:
             # A newer version of jobcore must judge it. Or a later sweep will, because the start
             # of other jobs must not wait for a process to die.
-            return fresh
+            with suppress(NewerProtocol, _OrphansAlive):
+                return self._resolve(fresh, patience, kill=kill, until=until)
+        return fresh
+
+    def _remind(self, run: Run) -> None:
+        """Wake the supervisor of a running job if it is stopped, and repeat a stop request."""
+        if run.stop_who == transitions.actor():
+            self._unresponsive.look(run)  # this process requested the stop, so it enforces it
+        else:
+            self._unresponsive.wake(run)
+        if run.stop_requested is not None:
+            self._stopper.redeliver(run)
 
     def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
         """
@@ -640,8 +644,7 @@ class Recovery:
         if not self._is_undecided():
             return run
         self._decide_some(patience)
-        with self._database.read() as connection:
-            return transitions.find(connection, run.number)
+        return self._read(run)
 
     def _decide_some(self, patience: float | None) -> bool:
         decide = partial(settlement.decide_listed, now=self._clock.now())

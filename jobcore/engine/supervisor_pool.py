@@ -400,7 +400,7 @@ class SupervisorPool(ForkAware):
         for peer in peers:
             if peer.pid is None:
                 peer.receive()
-        return any(one.pid is None and not one.gone for one in peers)
+        return any(peer.is_coming for peer in peers)
 
     def after_fork_in_child(self) -> None:
         """Forget them: they are the parent's, and the gate has closed the descriptors."""

@@ -13,7 +13,7 @@ from jobcore.supervisor import PROTOCOL_VERSION, NewerProtocol
 
 # From supervisor to host. In this order, the number is the pid of the supervisor, and the length
 # of the spool. In ENDED it is the supervisor's pid if it takes another job, and 0 if it exits.
-# 2 is from supervisors of older versions, when the command runs.
+# Supervisors of older versions also send 2, when the command runs.
 READY = 1
 OUTPUT = 3
 ENDED = 4

@@ -275,8 +275,8 @@ MUTANTS = (
     Mutant(
         "a stop request is not delivered again after a crash",
         "engine/recovery.py",
-        "                self._stopper.redeliver(fresh)\n",
-        "                pass\n",
+        "        if run.stop_requested is not None:\n            self._stopper.redeliver(run)\n",
+        "",
         (RECOVERY,),
     ),
     # --- verdicts and owners --------------------------------------------------------

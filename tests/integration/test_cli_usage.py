@@ -22,7 +22,7 @@ from tests.texts import GUIDES
 
 commands.load_all()
 COMMANDS = typer.main.get_command(app).commands
-#: Runs the verbs that it is given, with an empty word behind each.
+#: Runs the verbs that it is given, with an empty word after each.
 EACH = """
 import sys
 from tests.verbs import call_each
