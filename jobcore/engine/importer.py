@@ -366,10 +366,10 @@ class Importer:
 
     def _conclude(self, content: NewContent, verdict: job_directory.ExitRecord) -> None:
         """Add the exit record and its note, once all of the spool is in it."""
-        now_ns = self._clock.now() * 1000
-        content.fill_hole(verdict.next_sequence, now_ns)
+        at_ns = self._clock.now() * 1000 if verdict.ended_ns is None else verdict.ended_ns
+        content.fill_hole(verdict.next_sequence, at_ns)
         if verdict.note is not None:
-            content.add_note(verdict.note, now_ns)
+            content.add_note(verdict.note, at_ns)
         content.exit = verdict
 
     def _skip_damage(self, content: NewContent, directory: int, buffer: bytes, end: int) -> None:
