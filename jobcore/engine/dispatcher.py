@@ -509,7 +509,8 @@ class Dispatcher(ForkAware):
         self._more_wait = waiting >= free or waiting > idle
         if not waiting:
             return []
-        self._pool.start(waiting + unsent)
+        if waiting > idle:
+            self._pool.start(waiting + unsent)
         if now < self._pool.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
         if len(jobs) < min(waiting, idle):
@@ -539,7 +540,7 @@ class Dispatcher(ForkAware):
         except BaseException:
             # Release their locks, which would otherwise keep these jobs QUEUED for ever.
             for start in starts:
-                start.close()
+                start.prepared.close()
             raise
         return starts
 
@@ -571,7 +572,7 @@ class Dispatcher(ForkAware):
         with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for start in starts:
-                    start.close()
+                    start.prepared.close()
                 starts = []
             written = self._write(contents, starts)
         for claim, content, after in written:
@@ -627,7 +628,7 @@ class Dispatcher(ForkAware):
     def _postpone_written(self, of: Claim | Start, error: Exception) -> None:
         """Postpone a job whose savepoint was rolled back."""
         if isinstance(of, Start):
-            of.close()
+            of.prepared.close()
             self._postpone_start(of.number, of.job_id, error)
         else:
             self._postpone(of, error, "settle")
@@ -675,7 +676,7 @@ class Dispatcher(ForkAware):
             except BaseException:  # noqa: BLE001 - the caller raises the first error
                 # It is unknown whether the job is claimed, so do not send it. If it is, its free
                 # lock shows that it never started, which is true.
-                start.close()
+                start.prepared.close()
                 continue
             self._take(start, run if run is not None and run.token == start.token else None)
 
@@ -684,7 +685,7 @@ class Dispatcher(ForkAware):
         if run is None:
             # Keep the directory: another manager may have claimed and run the job, and not
             # imported it yet. The sweep removes the directory once the row is final.
-            start.close()
+            start.prepared.close()
             self._look = True
         else:
             self._claims[start.token] = Claim(run, start)
@@ -720,7 +721,7 @@ class Dispatcher(ForkAware):
             if failpoints.armed:
                 failpoints.reach(failpoints.SENT, self._database)
             claim.start = None
-            start.close()
+            start.prepared.close()
         elif time.monotonic() - claim.claimed > tuning.SEND_PATIENCE:
             self._end_here(claim, start, Reason.SPAWN_FAILED, "no supervisor took it")
         elif self._is_stopped(claim.run):
@@ -739,7 +740,7 @@ class Dispatcher(ForkAware):
         """Write the exit record, as the holder of the lock; the next round settles the job."""
         self._launch.write_verdict(start, reason, why)
         claim.start = None
-        start.close()
+        start.prepared.close()
         claim.end()
 
     def _free_slots(self) -> int:

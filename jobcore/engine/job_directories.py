@@ -23,7 +23,7 @@ from jobcore.storage import filesystem
 from jobcore.storage.connections import Held
 from jobcore.storage.filesystem import repair_command
 from jobcore.storage.reading import is_open
-from jobcore.supervisor import job_directory
+from jobcore.supervisor import job_directory, system_calls
 
 _NAME = re.compile("[0-9a-f]{32}")
 
@@ -60,38 +60,36 @@ class DirectoryId(NamedTuple):
 
 class Prepared:
     """
-    A job directory in which this host prepares a start. It holds the first byte of the lock.
-
-    Another descriptor holds the byte that shows whose slot the job takes. It is not sent to the
-    supervisor; the host keeps it until the job has ended.
+    A job directory in which this host prepares a start.
 
     Attributes:
+        path: The path of the directory, for processes without a descriptor of it.
+        directory: The descriptor of the directory.
         directory_id: The text for the row; see `DirectoryId`.
+        lock: The descriptor that holds the first byte of the lock.
+        request: The descriptor of a file in memory, to which the request is written.
+        slot: The descriptor that holds the byte that shows whose slot the job takes. It is not
+            sent to the supervisor; the host keeps it until the job has ended. -1: the claim has
+            taken it over.
     """
 
-    __slots__ = ("directory", "directory_id", "lock", "name", "slot")
+    __slots__ = ("directory", "directory_id", "lock", "path", "request", "slot")
 
-    def __init__(self, name: str, directory: int) -> None:
-        self.name = name
+    def __init__(self, path: str, directory: int) -> None:
+        self.path = path
         self.directory = directory
-        self.lock = -1
         self.directory_id = ""
-        self.slot = -1
+        self.lock = self.request = self.slot = -1
 
-    def take_slot(self) -> int:
-        """Return the descriptor that holds the slot; the caller closes it, in the gate."""
-        slot, self.slot = self.slot, -1
-        return slot
-
-    def close(self, *others: int) -> None:
+    def close(self) -> None:
         """
-        Close the descriptors without unlocking, and `others`.
+        Close the descriptors without unlocking.
 
         If they were sent to a supervisor, its copies keep the lock. Otherwise closing the last
         copy frees it.
         """
-        own = self.directory, self.lock, self.take_slot()
-        GATE.close(*(one for one in (*own, *others) if one >= 0))
+        opened = self.directory, self.lock, self.request, self.slot
+        GATE.close(*(one for one in opened if one >= 0))
 
 
 class TypedErrors:
@@ -182,14 +180,14 @@ class Directories(ForkAware):
             raise StoreError(f"{self._database} is closed")
         if self.held is None:
             self.held = self._open_root()
-        elif not is_open(self.held):
-            raise filesystem.closed_by_others(self._database)
         elif not self._is_in_place(self.held):
             # A manager that opens the database now would use another directory, where our
             # jobs look dead.
             raise DatabaseGone(
                 f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
             )
+        elif not is_open(self.held):
+            raise filesystem.closed_by_others(self._database)
         return self.held
 
     def _open_root(self) -> Held:
@@ -316,9 +314,11 @@ class Directories(ForkAware):
         except OSError as error:
             raise filesystem.typed(self.path(name), error) from error
 
-    def prepare(self, name: str) -> Prepared | None:
+    def prepare(self, name: str, token: str) -> Prepared | None:
         """
         Make a job directory with its lock and FIFO, or use an existing one, and lock its start.
+
+        The lock file is marked: the run `token` has not started.
 
         Returns None if another process prepares, runs or removes it.
 
@@ -331,7 +331,7 @@ class Directories(ForkAware):
         with self.typed(name), GATE:
             root, _, inode = self._hold()
             directory = job_directory.open_directory(name, parent=root, create=True)
-            prepared = Prepared(name, directory)
+            prepared = Prepared(self.path(name), directory)
             try:
                 prepared.directory_id = str(DirectoryId.of(inode, directory))
                 prepared.lock = lock = job_directory.open_lock(directory, create=True)
@@ -342,7 +342,9 @@ class Directories(ForkAware):
                     prepared.slot = job_directory.open_lock(directory)
                     # This fails only if C code of an earlier host has forked a copy of the lock.
                     job_directory.try_lock(prepared.slot, job_directory.SLOT)
-                    GATE.register(directory, lock, prepared.slot)
+                    job_directory.mark_unstarted(lock, token)
+                    prepared.request = system_calls.make_memory_file("jobcore-request")
+                    GATE.register(directory, lock, prepared.slot, prepared.request)
                     return prepared
             except BaseException:
                 prepared.close()

@@ -40,7 +40,6 @@ from jobcore.supervisor import (
     job_directory,
     messages,
     result_file,
-    system_calls,
 )
 
 if TYPE_CHECKING:
@@ -67,9 +66,9 @@ class Start:
     """A prepared start: everything that the supervisor needs, and the values for the claim."""
 
     __slots__ = (
-        "body", "boot_id", "calls_function", "command", "cookie", "failure", "grace_ms", "group",
-        "has_environment", "job_id", "most_warm", "name", "number", "parameters", "prepared",
-        "timeout_ms", "token", "type", "warm",
+        "boot_id", "calls_function", "command", "cookie", "failure", "grace_ms", "group",
+        "has_environment", "job_id", "most_warm", "number", "parameters", "prepared", "timeout_ms",
+        "token", "type", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -83,22 +82,16 @@ class Start:
         self.parameters: str | None = row.parameters
         self.has_environment = row.environment is not None  # its submitter's, in the database
         self.job_id = row.id
-        self.name = prepared.name
         self.prepared = prepared
         self.boot_id = boot_id
         self.cookie = cookie
         self.token = token
-        self.body = -1
         self.grace_ms: int | None = None
         self.timeout_ms: int | None = None
         self.calls_function = False
         self.warm: tuple[str, ...] | None = None  # the command line of a warm interpreter for it
         self.most_warm = 0  # how many supervisors may have that
         self.failure: str | None = None  # why the host must end it after the claim
-
-    def close(self) -> None:
-        """Close the descriptors; a supervisor that they were sent to has its own copies."""
-        self.prepared.close(self.body)
 
 
 class Claim:
@@ -131,7 +124,7 @@ class Claim:
         self.ended = False
         self.due = float("inf")
         self._next_import = self.claimed + tuning.FIRST_IMPORT
-        self._slot = start.prepared.take_slot()
+        self._slot, start.prepared.slot = start.prepared.slot, -1
 
     def note(self, notice: messages.Notice) -> None:
         """Record what its supervisor reports."""
@@ -163,7 +156,7 @@ class Claim:
     def release(self) -> None:
         """Close its descriptors; if it was not sent, its free lock shows that it never started."""
         if self.start is not None:
-            self.start.close()
+            self.start.prepared.close()
             self.start = None
         if self._slot >= 0:
             slot, self._slot = self._slot, -1
@@ -221,19 +214,19 @@ class Launch:
         if row.retry_of is not None:
             self._require_nothing_left(row)
         base = self._environment(row.environment, found)
-        prepared = self._directories.prepare(row.id.hex)
+        token = uuid4().hex
+        prepared = self._directories.prepare(row.id.hex, token)
         if prepared is None:
             return None
-        start = Start(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
+        start = Start(row, prepared, self._boot_id, uuid4().hex, token)
         try:
             if failpoints.armed:
                 failpoints.reach(failpoints.DIRECTORY_PREPARED, self._database)
-            job_directory.mark_unstarted(prepared.lock, start.token)
             self._fill(start, row, pipeline, base)
             if failpoints.armed:
                 failpoints.reach(failpoints.REQUEST_PREPARED, self._database)
         except BaseException:
-            start.close()
+            prepared.close()
             raise
         return start
 
@@ -271,9 +264,8 @@ class Launch:
             # Another process may just have started the job; then the claim will fail.
             start.failure = "the environment of its submitter is not stored"
             return
-        path = self._directories.path(start.name)
-        given = self._hand_over(row, start.prepared.directory, path)
-        job = ClaimedJob.from_rows(row, pipeline, path)
+        given = self._hand_over(row, start.prepared)
+        job = ClaimedJob.from_rows(row, pipeline, start.prepared.path)
         try:
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
@@ -302,13 +294,13 @@ class Launch:
             start.failure = in_words(error)
             return
         try:
-            start.body = encode_request(fields)
+            job_directory.write_all(start.prepared.request, encode_request(fields))
         except OSError:
-            raise  # no space or no descriptor: the job stays QUEUED
+            raise  # no space: the job stays QUEUED
         except Exception as error:  # noqa: BLE001 - a value that cannot be sent
             start.failure = in_words(error)
 
-    def _hand_over(self, row: Row[Any], directory: int, path: str) -> dict[bytes, bytes]:
+    def _hand_over(self, row: Row[Any], prepared: Prepared) -> dict[bytes, bytes]:
         """
         Write what other jobs hand to this one into its directory; return its variables for that.
 
@@ -333,8 +325,8 @@ class Launch:
             given[b"JOBCORE_STATE"] = STATE, state.encode() + b"\n"
         variables = {}
         for variable, (name, content) in given.items():
-            job_directory.replace_file(directory, name, content, sync=False)
-            variables[variable] = os.fsencode(os.path.join(path, name))
+            job_directory.replace_file(prepared.directory, name, content, sync=False)
+            variables[variable] = os.fsencode(os.path.join(prepared.path, name))
         return variables
 
     def write_verdict(self, start: Start, reason: Reason, why: str) -> None:
@@ -441,22 +433,6 @@ def _environment(
     return environment
 
 
-def encode_request(fields: dict[str, Any]) -> int:
-    """
-    Return a descriptor of a file in memory that holds the request.
-
-    It is registered with `locks.GATE`; close it with that.
-
-    Raises:
-        OSError: No descriptor or no memory is left. Nothing stays open.
-    """
-    data = marshal.dumps(fields, 2)
-    with GATE:
-        descriptor = system_calls.make_memory_file("jobcore-request")
-        GATE.register(descriptor)
-    try:
-        job_directory.write_all(descriptor, data)
-    except BaseException:
-        GATE.close(descriptor)
-        raise
-    return descriptor
+def encode_request(fields: dict[str, Any]) -> bytes:
+    """Return what a supervisor reads from the file with the request."""
+    return marshal.dumps(fields, 2)

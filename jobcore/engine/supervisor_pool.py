@@ -26,7 +26,7 @@ from jobcore.engine.peer import Peer, leave_to_others, reap_left, socket_pair
 from jobcore.engine.postponement import SUPERVISORS, Postponement
 from jobcore.errors import SpawnError
 from jobcore.supervisor import messages, pids
-from jobcore.supervisor.messages import READY, Notice
+from jobcore.supervisor.messages import Notice
 
 if TYPE_CHECKING:
     from jobcore.engine.keeper import Keeper, KeeperOfHost
@@ -62,7 +62,7 @@ class Supervisor(Peer):
         self, token: str, lock: int, directory: int, request: int, *, warm: bool = False
     ) -> str:
         """
-        Send a run: its lock, its directory and the request made by `encode_request`.
+        Send a run: its lock, its directory and the file with its request.
 
         The caller must close the descriptors in any case. `warm` tells whether the supervisor may
         have a warm interpreter for it.
@@ -261,8 +261,9 @@ class SupervisorPool(ForkAware):
 
     def receive(self, supervisor: Supervisor) -> list[Notice]:
         """Return the notices of a supervisor, and forget past failures once it is ready."""
+        was_coming = supervisor.pid is None
         notices = supervisor.receive()
-        if any(notice.kind == READY for notice in notices):
+        if was_coming and supervisor.pid is not None:
             self._postponed.succeed(SUPERVISORS)
             if supervisor.keeper is not None and self._host_keeper is not None:
                 self._host_keeper.succeed()
@@ -276,8 +277,9 @@ class SupervisorPool(ForkAware):
         ready.sort(key=lambda one: (one.warm != wanted, one.warm is not None))
         for supervisor in ready:
             warm = wanted is not None and self._may_be_warm(supervisor, start)
+            prepared = start.prepared
             answer = supervisor.send(
-                start.token, start.prepared.lock, start.prepared.directory, start.body, warm=warm
+                start.token, prepared.lock, prepared.directory, prepared.request, warm=warm
             )
             if answer == "sent":
                 if warm:

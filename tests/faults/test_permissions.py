@@ -158,7 +158,7 @@ def test_umask_0777_does_not_lock_the_owner_out():
                 jobs.finish_job(task.id)
                 parts(jobs).database.checkpoint()
             directories = Directories(database)
-            prepared = directories.prepare(name)
+            prepared = directories.prepare(name, "0" * 32)
             prepared.close()
             directories.close()
         return len(os.listdir(f"{database}.jobs/{name}"))

@@ -13,7 +13,7 @@ from jobcore.embedding.locks import GATE
 from jobcore.engine.launch import encode_request
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool
-from jobcore.supervisor import frames, job_directory
+from jobcore.supervisor import frames, job_directory, system_calls
 from jobcore.supervisor.messages import ENDED, READY
 from tests.processes import PATIENCE, until
 
@@ -58,7 +58,7 @@ class Run:
         assert job_directory.try_lock(self.lock, job_directory.PREPARING)
         job_directory.make_control(self.directory)
         env = {"PATH": os.environ["PATH"], "JOBCORE_RUN": self.token, **fields.pop("env", {})}
-        self.request = encode_request(
+        request = encode_request(
             {
                 "version": 1,
                 "token": self.token,
@@ -79,6 +79,8 @@ class Run:
                 **fields,
             }
         )
+        self.request = system_calls.make_memory_file("request")
+        job_directory.write_all(self.request, request)
 
     def send(self, supervisor):
         """Hand it over, and close our copies."""

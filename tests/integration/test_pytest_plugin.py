@@ -169,7 +169,7 @@ LEFT = {
         r"descriptor \d+ is open: /dev/null",
     ),
     "a_directory": (
-        "keep.append(jobs._directories.prepare(uuid.uuid4().hex))",
+        "keep.append(jobs._directories.prepare(uuid.uuid4().hex, uuid.uuid4().hex))",
         r"the directory of job [-0-9a-f]{36} cannot be removed: its lock is held",
     ),
 }
