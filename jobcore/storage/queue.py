@@ -275,20 +275,23 @@ class _Queue:
 
     def _ready(self, group: bytes | None) -> Iterator[Candidate]:
         """Yield the jobs of a group that have no time before which they may not start."""
-        return self._each(group, self._read(_READY_FIRST, group=group, most=self._page))
+        rows = self._read(_READY_FIRST, group=group, most=self._page)
+        return self._each(group, rows, more=len(rows) == self._page)
 
     def _ready_after(self, group: bytes | None, priority: int, number: int) -> Iterator[Candidate]:
         """Yield those that come after a job, which may be hidden."""
         yield from self._each(group, [(priority, number)], first=1)
 
-    def _each(self, group: bytes | None, rows: list[Any], *, first: int = 0) -> Iterator[Candidate]:
-        """Yield the jobs of these rows from the `first` on, and those that come after them."""
+    def _each(
+        self, group: bytes | None, rows: list[Any], *, first: int = 0, more: bool = True
+    ) -> Iterator[Candidate]:
+        """Yield the jobs of these rows from the `first` on, and those after them, if any may be."""
         while rows:
             priority, last = rows[-1]
             for level, number in rows:
                 end = self._end_of_hidden(number)
                 if end is not None:
-                    priority, last, first = level, end, 0
+                    priority, last, first, more = level, end, 0, True
                     break
                 if first:
                     first -= 1
@@ -296,9 +299,13 @@ class _Queue:
                     yield self._candidate(level, number, group)
                 else:
                     return
+            if not more:
+                return
             place = {"group": group, "priority": priority, "most": PAGE}
             rows = self._read(_READY_OF_PRIORITY, number=last, **place)
-            rows = rows or self._read(_READY_BELOW, **place)
+            if not rows:
+                rows = self._read(_READY_BELOW, **place)
+                more = len(rows) == PAGE
 
     def _due_after(self, group: bytes | None, priority: int, first: int) -> Iterator[Candidate]:
         """Yield the due jobs of one group and priority but the first one, older ones first."""
