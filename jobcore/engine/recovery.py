@@ -49,8 +49,9 @@ from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
 #: If a supervisor is connected to this process, only every fifth sweep examines the files of its
-#: job: it reports output and the end itself, and its death closes the connection.
-SWEEPS_PER_LOOK = 5
+#: job: it reports output and the end itself, and its death closes the connection. Of many such
+#: jobs, a sweep examines about `CONNECTED_PER_SWEEP`.
+SWEEPS_PER_LOOK, CONNECTED_PER_SWEEP = 5, 10
 
 
 class _OrphansAlive(Exception):
@@ -678,13 +679,14 @@ class Recovery:
         until = math.inf if everything else time.monotonic() + tuning.SWEEP
         patience = None if everything else tuning.READ_PATIENCE
         connected = () if everything else self.connected()
+        every = max(SWEEPS_PER_LOOK, len(connected) // CONNECTED_PER_SWEEP)
         self._sweeps += 1
         # Begin after the last job of the previous sweep, so that every job gets its turn.
         for run in sorted(running, key=lambda run: (run.number <= self._last_swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
-            if run.number in connected and self._is_left_out(run):
-                self._look_at_supervisor(run)
+            if run.number in connected and self._is_left_out(run, every):
+                self._look_at_supervisor(run, wake=False)  # the pool of this process wakes it
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
             fresh = self._sweep_one(run, patience, resting=resting, kill=True, until=until)
@@ -799,18 +801,19 @@ class Recovery:
         except StoreError:
             return False  # its jobs are postponed, each with the cause
 
-    def _look_at_supervisor(self, run: Run) -> None:
+    def _look_at_supervisor(self, run: Run, *, wake: bool = True) -> None:
+        look = self._unresponsive.look if wake else self._unresponsive.end_overdue
         try:
-            self._unresponsive.look(run)
+            look(run)
         except Exception as error:  # noqa: BLE001 - the other jobs must be examined all the same
             self._postpone(run, error)
 
     def _postpone_damaged(self, number: int, error: Exception) -> None:
         self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="read")
 
-    def _is_left_out(self, run: Run) -> bool:
+    def _is_left_out(self, run: Run, every: int) -> bool:
         """Tell whether this sweep leaves out the files of a job whose supervisor reports."""
-        return run.stop_requested is None and (run.number + self._sweeps) % SWEEPS_PER_LOOK != 0
+        return run.stop_requested is None and (run.number + self._sweeps) % every != 0
 
     def _remove_stale(self, names: set[str], everything: bool) -> None:
         ids = {UUID(hex=name) for name in names}

@@ -113,7 +113,8 @@ class Scheduler:
 
     def _take_due(self, now: int) -> None:
         deadline = time.monotonic() + LOOK
-        seen: _Seen | None = _Seen(_FIRST)
+        with self._database.read() as connection:
+            seen = _Seen(_FIRST) if schedules.may_be_due(connection, now) else None
         still: set[int] = set()
         while seen is not None:
             damaged: dict[int, Exception] = {}

@@ -49,8 +49,12 @@ class Unresponsive:
 
     def look(self, run: Run) -> None:
         """Wake the supervisor of a running job if it was stopped; kill it if it is overdue."""
-        now = self._clock.monotonic()
         self.wake(run)
+        self.end_overdue(run)
+
+    def end_overdue(self, run: Run) -> None:
+        """Ask the supervisor of a running job for an answer if it is overdue, and then kill it."""
+        now = self._clock.monotonic()
         try:
             if self._overdue.is_overdue(run, self._clock.now(), now) and self._has_had_time(run):
                 self._request_answer(run)

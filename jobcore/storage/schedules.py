@@ -16,6 +16,7 @@ from sqlalchemy import (
     Row,
     String,
     and_,
+    bindparam,
     false,
     func,
     insert,
@@ -30,6 +31,7 @@ from sqlalchemy import (
 
 from jobcore.lifecycle import Status
 from jobcore.storage.damage import Failed, leave_out, read_rows, rowid, unconverted
+from jobcore.storage.statement import Statement
 from jobcore.storage.tables import (
     IS_ACTIVE,
     IS_QUEUED,
@@ -67,6 +69,18 @@ _WAITS = and_(
 
 
 _SCHEDULED = (pipeline.c.next_tick.is_not(None), pipeline.c.deleted_at.is_(None))
+
+
+_MAYBE_DUE = Statement(
+    select(pipeline.c.next_tick)
+    .where(*_SCHEDULED, pipeline.c.next_tick <= bindparam("now"))
+    .limit(1)
+)
+
+
+def may_be_due(connection: Connection, now: int) -> bool:
+    """Tell, by one step in an index, whether `scheduled_pipelines` may return any until `now`."""
+    return bool(_MAYBE_DUE(connection, now=now))
 
 
 def scheduled_pipelines(

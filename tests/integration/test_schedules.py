@@ -38,6 +38,23 @@ def next_tick(jobs, pipeline):
     return jobs.get_pipeline(pipeline.id).next_tick
 
 
+def test_schedules_that_are_not_due_are_not_read(jobs, clock, monkeypatch):
+    """Between the ticks a look asks an index alone, apart from the correction once an hour."""
+    jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    scheduler = Scheduler(parts(jobs).database, parts(jobs).clock)
+    scheduler.tick()
+    reads, read = [], schedules.scheduled_pipelines
+    monkeypatch.setattr(
+        schedules, "scheduled_pipelines", lambda *a, **b: reads.append(b) or read(*a, **b)
+    )
+    scheduler.tick()
+    before = len(reads)
+    clock.advance(100)
+    scheduler.tick()
+
+    assert (before, len(reads), len(jobs.list_jobs())) == (0, 1, 1)
+
+
 def test_pipeline_shows_its_next_tick(jobs):
     """`next_tick` is the first moment after now that the schedule names; None without one."""
     scheduled = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")

@@ -15,7 +15,7 @@ import pytest
 
 from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, StoreError
 from jobcore.embedding import failpoints
-from jobcore.engine import orphans
+from jobcore.engine import orphans, procfs, recovery
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import SWEEPS_PER_LOOK
 from jobcore.supervisor import job_directory, system_calls
@@ -901,6 +901,28 @@ def test_files_of_a_connected_job_are_examined_less_often(jobs, scripted, monkey
     assert sweeps(10, everything=True) >= 10
     jobs.stop_job(run.id, grace=1000)
     assert sweeps(10) >= 10
+
+
+def test_of_many_connected_jobs_a_sweep_examines_a_few(jobs, scripted, monkeypatch):
+    """Each has its turn, and the sweep leaves it to the pool to wake their supervisors."""
+    monkeypatch.setattr(recovery, "CONNECTED_PER_SWEEP", 1)
+    runs = [scripted() for _ in range(8)]
+    for run in runs:
+        run.started(supervisor=4321)
+    sweeper, directories, examined = parts(jobs).recovery, parts(jobs).directories, []
+    numbers = {stored_run(jobs, run).number for run in runs}
+    sweeper.connected = lambda: numbers
+    is_held, asked = directories.is_held, []
+    monkeypatch.setattr(
+        directories, "is_held", lambda opened: examined.append(opened) or is_held(opened)
+    )
+    monkeypatch.setattr(procfs, "is_stopped", asked.append)
+    counts = []
+    for _ in range(8):
+        sweeper.sweep()
+        counts.append((len(examined), len(asked)))
+
+    assert counts == [(count, 0) for count in range(1, 9)]
 
 
 # --- a little at a time -------------------------------------------------------

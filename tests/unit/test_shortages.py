@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from jobcore import Status, StoreError
-from jobcore.engine import orphans, procfs
+from jobcore.engine import orphans, procfs, supervisor_pool
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.lifecycle import Reason
 from jobcore.storage import schema, wal_file
@@ -303,6 +304,19 @@ def test_supervisors_are_left_alone_without_a_descriptor():
         until(lambda: not procfs.is_stopped(supervisor.pid), "SIGCONT")
     finally:
         pool.close()
+
+
+def test_of_many_supervisors_each_is_looked_at_in_turn(monkeypatch):
+    """A round reads the state of a few; the rounds after it read the others, and begin again."""
+    pool, looked = SupervisorPool(slots=5), []
+    pool.supervisors = [SimpleNamespace(pid=pid) for pid in (None, 1, 2, 3, 4, 5)]
+    monkeypatch.setattr(supervisor_pool, "EXAMINED_AT_ONCE", 2)
+    monkeypatch.setattr(procfs, "is_stopped", looked.append)
+    for _ in range(4):
+        pool.wake_stopped()
+    pool.supervisors = []
+
+    assert looked == [1, 2, 3, 4, 5, 1, 2]
 
 
 @pytest.mark.parametrize("what", ["record", "letters"])
