@@ -476,6 +476,7 @@ class Dispatcher(ForkAware):
 
     def _reconcile_ended(self, claim: Claim) -> None:
         self._update(claim, self._reconcile(claim.run))
+        self._database.committed()  # another process may have settled it: wake those who wait
         self._look = True
         claim.postpone(self._postponed.delay(claim.run.number))
 

@@ -320,6 +320,10 @@ class Recovery:
         except (StoreError, OSError):
             return False  # not known now
 
+    def is_connected(self, run: Run) -> bool:
+        """Tell whether the supervisor of a job has taken it, and reports to this process."""
+        return run.number in self.connected()
+
     @handed_over
     def has_news(self, run: Run) -> bool:
         """

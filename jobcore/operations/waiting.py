@@ -40,8 +40,9 @@ from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end. After
 #: `STEADY_LOOKS` without anything new, the first doubles until it is the second. When a manager
 #: imports the output, its commits wake the waiters anyway. Only unfinished lines are found by
-#: looking alone.
-FOLLOW_PAUSE, WAIT_PAUSE = 0.005, 0.25
+#: looking alone, so if the job's supervisor reports to this process, the longest pause is
+#: `CONNECTED_PAUSE`.
+FOLLOW_PAUSE, WAIT_PAUSE, CONNECTED_PAUSE = 0.005, 0.25, 0.5
 STEADY_LOOKS = 5
 #: A follower rests at least this many times as long as the last look took, but no longer than
 #: `BUSY_PAUSE` for this reason. So many followers of busy jobs leave time for others.
@@ -172,6 +173,8 @@ class WatchedJob(Leases):
         cost: Seconds that the last visit took.
         offset: The bytes of output that were imported then; None: there was no visit.
         quiet: The number of visits since there was something new.
+        is_connected: Whether its supervisor reported to this process at the last visit. Then the
+            commits of this process show its lines and its end.
         copied_since: Since when it is known to be a job of another directory, or None.
         dead_since: Since when its supervisor is known to be dead, or None.
         unfinished: The unfinished lines in its directory at the last look; they may have
@@ -180,8 +183,8 @@ class WatchedJob(Leases):
     """
 
     __slots__ = (
-        "__weakref__", "copied_since", "cost", "dead_since", "last", "number", "offset", "quiet",
-        "tail_read", "unfinished", "visited",
+        "__weakref__", "copied_since", "cost", "dead_since", "is_connected", "last", "number",
+        "offset", "quiet", "tail_read", "unfinished", "visited",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -192,6 +195,7 @@ class WatchedJob(Leases):
         self.cost = 0.0
         self.offset: int | None = None
         self.quiet = 0
+        self.is_connected = False
         self.copied_since: float | None = None
         self.dead_since: float | None = None
         self.unfinished: Unfinished | None = None
@@ -255,7 +259,9 @@ class Cursor(NamedTuple):
             return math.inf
         growth = 2.0 ** min(max(self.watched.quiet - STEADY_LOOKS, 0), 8)
         pause = max(self.interval * growth, min(self.watched.cost * LOOK_SHARE, BUSY_PAUSE))
-        return self.watched.visited + min(pause, WAIT_PAUSE)
+        return self.watched.visited + min(
+            pause, CONNECTED_PAUSE if self.watched.is_connected else WAIT_PAUSE
+        )
 
     @property
     def due(self) -> bool:
@@ -400,6 +406,7 @@ class Waiter:
         """
         run = cursor.run
         cursor.watched.visited = begun = time.monotonic()
+        cursor.watched.is_connected = self._recovery.is_connected(run)
         unfinished, has_news = self._look_at_files(cursor)
         cursor.watched.quiet = 0 if has_news else cursor.watched.quiet + 1
         if cursor.shown is not None:
@@ -795,6 +802,8 @@ class Waiter:
             time.sleep(LOOK_FIRST)  # limits the looks while others commit often
         while True:
             looked_for = cursor.watched.acquire(cursor.what, me)
+            if not looked_for and cursor.watched.is_connected:
+                break
             seconds = looked_for or self._polling.acquire(None, me)
             if not seconds:
                 break
@@ -806,11 +815,19 @@ class Waiter:
             if deadline.over:
                 raise deadline.error(cursor.in_words())
             check(cursor.run)
-        pause = cursor.pause
-        if self._row_changed.is_waited_for:
+        self._sleep(cursor, deadline)
+
+    def _sleep(self, cursor: Cursor, deadline: Deadline) -> None:
+        """Sleep until there was a commit, or until the next visit."""
+        pause, longest = cursor.pause, WAIT_PAUSE
+        if cursor.watched.is_connected:
+            pause = longest = CONNECTED_PAUSE  # the commits of this process wake it
+        elif self._row_changed.is_waited_for:
             pause = min(pause, VERSION_MAX_AGE)  # they see a commit only after this thread does
+        if self._row_changed.is_waited_for:
+            longest = LEASE / 2  # so that it keeps its leases
         due_in = max(cursor.due_at - time.monotonic(), 0.0)
-        self._database.wait_for_change(cursor.seen, min(pause, deadline.left, due_in), pause)
+        self._database.wait_for_change(cursor.seen, min(longest, deadline.left, due_in), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
         """If this thread has a lease, release it and wake the others, so that one takes over."""

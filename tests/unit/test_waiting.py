@@ -144,6 +144,28 @@ def test_follower_does_not_rest_beyond_its_next_look(jobs, scripted, monkeypatch
     assert rests[0] <= waiting.FOLLOW_PAUSE < tuning.LOOK_LONGEST
 
 
+def test_follower_of_a_job_that_reports_here_does_not_poll(jobs, scripted, monkeypatch):
+    """Its own commits wake it, so it leaves it to others to look for those of other processes."""
+    run = scripted()
+    waiter, recovery = parts(jobs).waiter, parts(jobs).recovery
+    cursor, pauses, looks = waiter.following(stored_run(jobs, run), 0), [], []
+    monkeypatch.setattr(
+        parts(jobs).database, "wait_for_change", lambda _seen, *said: pauses.append(said)
+    )
+    for connected in (set(), {cursor.watched.number}):
+        monkeypatch.setattr(recovery, "connected", lambda connected=connected: connected)
+        cursor = waiter.visit(cursor)
+        cursor.watched.quiet = 1000
+        me = object()
+        waiter._rest(cursor, waiting.Deadline(None), lambda _run: None, me)
+        waiter.watched[cursor.watched.number].release(cursor.what, me)
+        looks.append(waiter._polling.release(None, me))
+
+    assert pauses[0][1] == tuning.LOOK_FIRST
+    assert waiting.WAIT_PAUSE < pauses[1][0] <= pauses[1][1] == waiting.CONNECTED_PAUSE
+    assert looks == [True, False]
+
+
 def test_import_is_left_to_whoever_has_imported_since_the_last_visit(jobs, scripted, monkeypatch):
     """Two that read the same job directory do not import the same output; if one stops, both do."""
     run = scripted()
