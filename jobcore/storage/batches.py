@@ -6,8 +6,6 @@ step on, but no read shows them while the batch exists. Publishing deletes the b
 one short transaction that also writes the history of all its jobs. So no other writer
 waits long, and readers see all of the jobs or none. If the process that writes a batch
 dies, the batch is removed with its jobs.
-
-Every function takes a connection in a transaction.
 """
 
 from __future__ import annotations

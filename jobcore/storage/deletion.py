@@ -1,8 +1,4 @@
-"""
-The statements that hide deleted rows, and find those that are still to be removed.
-
-Every function takes a connection in a transaction.
-"""
+"""The statements that hide deleted rows, and find those that are still to be removed."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ Each row of `dependency` is open (`met` is NULL) until its upstream job has ende
 rows, up to a limit; see `settlement.decide`. If there are more, the upstream job is listed in
 `undecided` with its outcome, and any manager decides the rest. So a crash between two steps
 leaves nothing out.
-
-Every function takes a connection in a transaction.
 """
 
 # ruff: noqa: S608 - the words in these statements are our own

@@ -1,8 +1,4 @@
-"""
-The statements that create, find, list and count jobs.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""The statements that create, find, list and count jobs."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ Filters by owner, status and type alone are read from indexes that have the jobs
 `job_rows.list_jobs`. For the others there are two ways. If an index of one of the conditions
 gives few jobs, these are examined. Otherwise the jobs of the plain filters are examined, newest
 first, until there are enough. Each statement examines a bounded number of jobs.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
 """
 
 # ruff: noqa: S608 - the words in these statements are our own

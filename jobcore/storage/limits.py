@@ -1,8 +1,8 @@
 """
 Limits: how many jobs of the file, of a group or of a type may run, and which of them are paused.
 
-Every function takes a connection in a transaction. A claim counts the running jobs in the
-transaction that writes it. So a limit is exact over all processes.
+A claim counts the running jobs in the transaction that writes it. So a limit is exact over all
+processes.
 """
 
 from __future__ import annotations

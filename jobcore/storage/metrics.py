@@ -1,8 +1,4 @@
-"""
-The statements for statistics, each of bounded cost.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""The statements for statistics, each of bounded cost."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""
-The statements about pipelines, and about which pipeline triggers which.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""The statements about pipelines, and about which pipeline triggers which."""
 
 from __future__ import annotations
 

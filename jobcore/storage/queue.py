@@ -5,8 +5,6 @@ Jobs of higher priority come first, then the older ones. The reads jump: over th
 or paused group or type, over jobs that are not due, over those that other processes have
 reserved, and over batches that are not published. So their cost depends on the number of groups
 and of the jobs that are wanted, not on the number of jobs that wait.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
 """
 
 from __future__ import annotations

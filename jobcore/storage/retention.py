@@ -1,10 +1,9 @@
 """
 Finds jobs that ended long enough ago to be deleted.
 
-Every function takes a connection in a transaction. Each statement contains the whole
-guard: the job is final, ended by a given moment, is not being deleted, and matches the
-caller's filters. So a job that is not final is never touched, and when several processes
-prune at once, each job is deleted by one of them.
+Each statement contains the whole guard: the job is final, ended by a given moment, is not being
+deleted, and matches the caller's filters. So a job that is not final is never touched, and when
+several processes prune at once, each job is deleted by one of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""
-The statements about schedules: find pipelines with a tick, take ticks, and record skips.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""The statements about schedules: find pipelines with a tick, take ticks, and record skips."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""
-Settings of the file: its retention.
-
-Every function takes a connection in a transaction.
-"""
+"""Settings of the file: its retention."""
 
 from __future__ import annotations
 

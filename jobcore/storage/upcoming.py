@@ -1,8 +1,4 @@
-"""
-Reads which QUEUED jobs come next, for people who look at the queue.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""Reads which QUEUED jobs come next, for people who look at the queue."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""
-The statements about workspaces.
-
-Every function takes a connection in a transaction. Times are microseconds since 1970.
-"""
+"""The statements about workspaces."""
 
 from __future__ import annotations
 
