@@ -19,9 +19,8 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from jobcore.embedding import failpoints, locks, telemetry
+from jobcore.embedding import locks, telemetry
 from jobcore.errors import (
-    DatabaseBusy,
     DatabaseCorrupt,
     NotAJobcoreDatabase,
     SchemaTooNew,
@@ -104,15 +103,12 @@ class Database(locks.ForkAware):
                 raise NotAJobcoreDatabase(f"there is no database {self.path}")
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
-        self.readers = Readers(
-            self.path, self, self.new_connection, self._renew, self.close_connections
-        )
+        self.readers = Readers(self)
         self.typed_errors = self.readers.typed_errors
         self.require_same_file = self.readers.require_same_file
         self.version = self.readers.version
         self.known_version = self.readers.commits.known_version
         self.committed = self.readers.commits.announce
-        self.readers.abandon = self._abandon_connections
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
@@ -179,7 +175,7 @@ class Database(locks.ForkAware):
             SchemaTooNew: A newer jobcore has migrated the file since it was opened.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
-        self._require_usable()
+        self.readers.require_usable()
         try:
             return self.writer.write(change, durable=durable, patience=seconds, about=about)
         except DatabaseCorrupt as error:
@@ -201,7 +197,7 @@ class Database(locks.ForkAware):
 
     def copy_into(self, path: str) -> None:
         """Write a complete and compact copy into an empty file, while others read and write."""
-        self._require_usable()
+        self.readers.require_usable()
         with Use(self.readers), self.typed_errors():
             connection = self.new_connection()  # VACUUM works in no transaction
             try:
@@ -221,7 +217,7 @@ class Database(locks.ForkAware):
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` see every write transaction of this database from now on."""
-        self._require_usable()
+        self.readers.require_usable()
 
         def begin() -> None:
             self.observer = observer
@@ -319,7 +315,7 @@ class Database(locks.ForkAware):
 
     def checkpoint(self) -> bool:
         """Run a checkpoint; False: another process runs one, or a reader was in the way."""
-        self._require_usable()
+        self.readers.require_usable()
         return self.writer.between(self._run_checkpointer, patience=self.busy_timeout)
 
     def _run_checkpointer(self) -> bool:
@@ -336,11 +332,12 @@ class Database(locks.ForkAware):
         finaliser may call this), the connections are closed when that has ended.
         """
         self.readers.closed = True
-        if self.writer.is_inside():
+        reason = f"{self.path} is closed"
+        if self.writer.worker.is_inside():
             self._close_pending = True  # a finaliser inside a transaction; `on_idle` finishes this
-            self.writer.close_without_waiting()
+            self.writer.worker.close_without_waiting(reason)
             return
-        self.writer.close(self.busy_timeout + 5.0)
+        self.writer.worker.close(reason, self.busy_timeout + 5.0)
         self.readers.wait(self.busy_timeout + 5.0)
         if self.readers.present():
             self.readers.close_after_readers()
@@ -352,13 +349,14 @@ class Database(locks.ForkAware):
         """Whether `close` was called."""
         return self.readers.closed
 
-    def _abandon_connections(self) -> None:
+    def abandon_connections(self) -> None:
+        """Never close the connections that are open now, whose descriptors others have closed."""
         abandon([connection for connection in self._opened if not connection.is_abandoned])
 
     def close_connections(self) -> None:
         """Close every connection; those in use are closed when they are given back."""
         if not self.readers.has_descriptors():
-            self._abandon_connections()
+            self.abandon_connections()
         self.readers.commits.close()
         self.writer.close_connection()
         self.readers.spares.close()
@@ -445,22 +443,11 @@ class Database(locks.ForkAware):
         finally:
             look.close()
 
-    def _require_usable(self) -> None:
-        """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
-        if failpoints.armed:
-            failpoints.reach(failpoints.ENTERED, self)
-        if not self.is_of_this_process():
-            self.readers.require_own_process()
-        if self.readers.fork_pending and locks.GATE.is_forking():
-            raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        if self.readers.closed:
-            raise StoreError(f"{self.path} is closed")
-
     def is_of_this_process(self) -> bool:
         """Tell whether this process opened the database, and not a parent that C code forked."""
         return os.getpid() == self.readers.pid
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """
         Reopen every connection once no other thread reads, after SQLite could not begin a read.
 
@@ -492,7 +479,7 @@ class Database(locks.ForkAware):
         """
         self.readers.fork_pending = True
         patience = self.busy_timeout + 5.0
-        rests = self.writer.suspend(patience)
+        rests = self.writer.worker.suspend(patience)
         # A signal handler may fork in the middle of a read of this thread. That read cannot
         # end before the fork, and other reads may wait for what it holds: so do not wait long.
         self.readers.wait(FORK_IN_READ_PATIENCE if self.readers.is_inside() else patience)
@@ -503,7 +490,7 @@ class Database(locks.ForkAware):
         """Allow transactions again. Connections are opened when needed."""
         self.readers.fork_pending = False
         if not self.readers.closed:
-            self.writer.resume()
+            self.writer.worker.resume()
 
     def after_fork_in_child(self) -> None:
         """Reset all state. Connections that the parent could not close are leaked, not closed."""

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
@@ -39,6 +39,9 @@ from jobcore.storage.connections import Held, SqliteConnection
 from jobcore.storage.error_mapping import LOCK_FAILED, diagnose
 from jobcore.storage.statement import driver_of
 from jobcore.tuning import READ_PAUSE, RENEW_PATIENCE, SPARE_CONNECTIONS
+
+if TYPE_CHECKING:
+    from jobcore.storage.database import Database
 
 #: Errors after which a connection can be used again. After any other exception, such as
 #: KeyboardInterrupt, a statement may be half done.
@@ -209,18 +212,11 @@ class SpareConnections:
     def take_back(self, slot: Slot) -> None:
         """Keep the connection for the next reader if it is intact and the slot is a spare one."""
         connection = slot.connection
-        if (
-            self._closed
-            or slot.number >= SPARE_CONNECTIONS
-            or connection is None
-            or connection.closed
-            or connection.invalidated
-            or connection.in_transaction()
-            or connection.driver.in_transaction  # type: ignore[attr-defined]  # of `dialect`
-        ):
-            slot.drop()
-        else:
+        is_spare = not self._closed and slot.number < SPARE_CONNECTIONS
+        if is_spare and connection is not None and is_at_rest(connection):
             slot.holder.clear()
+        else:
+            slot.drop()
 
     def tidy(self, is_present: Callable[[object], bool]) -> None:
         """Close the connections of readers that are no longer present."""
@@ -267,6 +263,13 @@ def discard(connection: Connection) -> None:
             connection.close()
     except _STATES as error:
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
+
+
+def is_at_rest(connection: Connection) -> bool:
+    """Tell whether a connection is usable and, for SQLAlchemy and SQLite, in no transaction."""
+    if connection.closed or connection.invalidated or connection.in_transaction():
+        return False
+    return not connection.driver.in_transaction  # type: ignore[attr-defined]  # of `dialect`
 
 
 def end(connection: Connection, *, commit: bool) -> None:
@@ -438,24 +441,13 @@ class Readers:
         renew_by: Monotonic time by which to reopen all connections; 0: there is no need.
         spares: The connections for readers.
         commits: Finds the commits of all processes.
-
-    Args:
-        host: The database, for failpoints.
-        renew: Reopens every connection once no other thread reads.
     """
 
     spares: SpareConnections
 
-    def __init__(
-        self,
-        path: str,
-        host: object,
-        connect: Callable[[], SqliteConnection],
-        renew: Callable[[], None],
-        close_connections: Callable[[], None],
-    ) -> None:
-        self.path = path
-        self.abandon: Callable[[], None] = lambda: None  # never closes the connections
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.path = database.path
         self._is_lost = False  # descriptors of jobcore or SQLite were closed by others
         #: The descriptors that are closed if other code closes those of SQLite, too.
         self.directories: Holder | None = None
@@ -463,11 +455,8 @@ class Readers:
         self.writer: SqliteConnection | None = None
         self.identity = self._identify()
         self.closed = False
-        self.commits = ChangeCounter(connect)
+        self.commits = ChangeCounter(database.new_connection)
         self._typed_errors = TypedErrors(self)
-        self._host = host
-        self._renew = renew
-        self._close_connections = close_connections
 
     def reset(self, engine: Engine) -> None:
         """Reset all state, at the beginning and in a forked child."""
@@ -507,7 +496,7 @@ class Readers:
         self._close_pending = True  # first: the last reader may leave meanwhile
         if not self.present():
             self._close_pending = False
-            self._close_connections()
+            self._database.close_connections()
 
     def is_present(self, use: object) -> bool:
         """Tell whether a call is registered."""
@@ -541,25 +530,25 @@ class Readers:
 
     def _may_enter(self) -> bool:
         """Tell whether a read may begin now; False: wait for a fork, or for reopening."""
+        self.require_usable()
+        if self.renew_by and not self.fork_pending:
+            self._database.renew()
+        return not (self.fork_pending or self.renew_by)
+
+    def require_usable(self) -> None:
+        """Raise `StoreError`, or its subclass `DatabaseBusy`, if nothing may begin now."""
         if failpoints.armed:
-            failpoints.reach(failpoints.ENTERED, self._host)
-        self.require_own_process()
+            failpoints.reach(failpoints.ENTERED, self._database)
+        if os.getpid() != self.pid:  # it has copies of the parent's connections
+            raise StoreError(
+                f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
+                "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"
+            )
         if self.closed:
             raise StoreError(f"{self.path} is closed")
         if self.fork_pending and GATE.is_forking():
             # A signal handler or another fork hook. The fork waits for it, so it must not wait.
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        if self.renew_by and not self.fork_pending:
-            self._renew()
-        return not (self.fork_pending or self.renew_by)
-
-    def require_own_process(self) -> None:
-        """Raise in a child that C code forked: it has copies of the parent's connections."""
-        if os.getpid() != self.pid:
-            raise StoreError(
-                f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
-                "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"
-            )
 
     # --- the file ------------------------------------------------------------------
 
@@ -571,7 +560,7 @@ class Readers:
             StoreError: Other code has closed descriptors of jobcore or SQLite by their numbers.
         """
         if not self.has_descriptors():
-            self.abandon()
+            self._database.abandon_connections()
             raise filesystem.closed_by_others(self.path)
         if self._identify() != self.identity:
             raise DatabaseGone(f"{self.path} was replaced while it was open")

@@ -13,8 +13,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -22,8 +21,11 @@ from sqlalchemy.exc import DBAPIError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import Call, Worker, outcome_unknown
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
-from jobcore.storage.reading import discard, end
+from jobcore.storage.reading import discard, end, is_at_rest
 from jobcore.storage.statement import driver_of
+
+if TYPE_CHECKING:
+    from jobcore.storage.database import Database
 
 #: Maximum number of changes committed together, which bounds how long the next ones wait.
 TOGETHER = 128
@@ -70,42 +72,6 @@ class Observer:
 NO_OBSERVER = Observer()
 
 
-class Target(Protocol):
-    """The database that the writer writes to."""
-
-    path: str
-    observer: Observer
-    #: Events for the host's log that no caller waits for.
-    late_events: list[telemetry.Event]
-
-    def open_for_writing(self) -> Connection:
-        """Return a new connection for the writer."""
-
-    def typed_errors(self) -> AbstractContextManager[None]:
-        """Return a context manager that turns errors of SQLite into jobcore's exceptions."""
-
-    def require_same_file(self) -> None:
-        """Raise `DatabaseGone` unless the file is still the one that was opened."""
-
-    def require_same_schema(self, connection: Connection) -> None:
-        """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
-
-    def note_writer(self, connection: Connection) -> None:
-        """Handle the first transaction of a connection of the writer."""
-
-    def reopen(self) -> None:
-        """Have every connection reopened, because none can write."""
-
-    def committed(self) -> None:
-        """Wake the threads that wait for commits."""
-
-    def after_commits(self) -> None:
-        """Do the work that is due after commits; their callers have their results already."""
-
-    def on_idle(self) -> None:
-        """Do the work that was postponed because a transaction was open."""
-
-
 class _OutcomeUnknown(Exception):
     """The commit of a transaction was interrupted, and its outcome is unknown."""
 
@@ -121,14 +87,14 @@ class Change(Call[T]):
 class Writer:
     """Writes to one database."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self.worker = Worker("jobcore-writer", self._serve, self._at_end)
         self._forget()
 
     def _forget(self) -> None:
         self.connection: Connection | None = None
-        self._is_noted = False  # whether the target knows that the connection has begun
+        self._is_noted = False  # whether the database knows that the connection has begun
         self._settings: dict[str, str] = {}  # pragmas that may change between transactions
         self._observer: Observer = NO_OBSERVER
         self.taken: list[Call[Any]] = []  # from the queue, for the current round
@@ -155,29 +121,7 @@ class Writer:
     def _refuse_inside(self) -> None:
         """Refuse a call from inside a transaction, which would be a deadlock."""
         if self.worker.is_inside():
-            raise DatabaseBusy(f"{self._target.path}: this thread is in a transaction")
-
-    # --- forks and the end ------------------------------------------------------------
-
-    def suspend(self, patience: float) -> bool:
-        """Let the thread finish its current work and end; tell whether it has ended in time."""
-        return self.worker.suspend(patience)
-
-    def resume(self) -> None:
-        """Accept calls again."""
-        self.worker.resume()
-
-    def close(self, patience: float) -> bool:
-        """Refuse every further call, then end as `suspend` does."""
-        return self.worker.close(f"{self._target.path} is closed", patience)
-
-    def close_without_waiting(self) -> None:
-        """Refuse every further call; do not wait until the thread has finished its work."""
-        self.worker.close_without_waiting(f"{self._target.path} is closed")
-
-    def is_inside(self) -> bool:
-        """Tell whether the calling thread is the writer's, in the middle of its work."""
-        return self.worker.is_inside()
+            raise DatabaseBusy(f"{self._database.path}: this thread is in a transaction")
 
     def forget(self) -> None:
         """Reset all state in a forked child."""
@@ -200,7 +144,7 @@ class Writer:
     def _serve(self, first: Call[Any]) -> None:
         """Make and commit the changes that are waiting now."""
         self.taken = [first]
-        with telemetry.Collected(self._target.late_events):
+        with telemetry.Collected(self._database.late_events):
             try:
                 self._waiting(0)
                 self._expect_callers()
@@ -211,7 +155,7 @@ class Writer:
                 self._take_back(error)
                 self.worker.fail_all(self.taken, error)
             self.taken = []
-            self._target.on_idle()
+            self._database.on_idle()
 
     def _expect_callers(self) -> None:
         """Wait a moment for callers whose last changes were committed together."""
@@ -269,7 +213,7 @@ class Writer:
         self._together = len(begun)
         self._ended = time.monotonic()
         self._pause_due = min(self._pause_due + (self._ended - taken) * REST_PART, REST_MOST)
-        self._target.after_commits()
+        self._database.after_commits()
 
     def _begin(self, changes: list[Change[Any]]) -> list[Change[Any]]:
         """
@@ -333,14 +277,14 @@ class Writer:
             changes[0].fail(error)
 
     def _try_to_begin(self, *, durable: bool) -> None:
-        target = self._target
+        database = self._database
         try:
-            with target.typed_errors():
-                target.require_same_file()
-                if self.connection is not None and not _is_at_rest(self.connection):
+            with database.typed_errors():
+                database.require_same_file()
+                if self.connection is not None and not is_at_rest(self.connection):
                     self.close_connection()  # an earlier rollback was interrupted from outside
                 if self.connection is None:
-                    self.connection = target.open_for_writing()
+                    self.connection = database.open_for_writing()
                     self._is_noted = False
                     self._settings = {}
                 connection = self.connection
@@ -350,12 +294,12 @@ class Writer:
                 # Not through SQLAlchemy, which would treat a refusal as a broken connection.
                 connection.cursor.execute("BEGIN IMMEDIATE")  # type: ignore[attr-defined]  # of `dialect`
                 if not self._is_noted:
-                    target.note_writer(connection)
+                    database.note_writer(connection)
                     self._is_noted = True
                 if failpoints.armed:
-                    failpoints.reach(failpoints.WRITE_BEGUN, target)
-                target.require_same_schema(connection)
-                self._observer = target.observer
+                    failpoints.reach(failpoints.WRITE_BEGUN, database)
+                database.require_same_schema(connection)
+                self._observer = database.observer
                 self._observer.begun(connection)
         except BaseException as error:
             self._take_back(error)
@@ -369,13 +313,13 @@ class Writer:
     @property
     def _required(self) -> Connection:
         if self.connection is None:
-            raise StoreError(f"{self._target.path}: the connection was closed in a transaction")
+            raise StoreError(f"{self._database.path}: the connection was closed in a transaction")
         return self.connection
 
     def _make_alone(self, change: Change[Any]) -> None:
         """Make one change in the open transaction, and commit."""
         try:
-            with self._target.typed_errors():
+            with self._database.typed_errors():
                 change.make(self._required)
             self._end()
         except _OutcomeUnknown as error:
@@ -385,7 +329,7 @@ class Writer:
             self._take_back(error)
             change.fail(error)
         else:
-            self._answer([change])
+            change.answer()
 
     def _make_together(self, changes: list[Change[Any]]) -> bool:
         """
@@ -408,7 +352,8 @@ class Writer:
             self._take_back(error)
             return False
         else:
-            self._answer(made)
+            for change in made:
+                change.answer()
         for change, reason in failed:
             change.fail(reason)
         return True
@@ -417,7 +362,7 @@ class Writer:
         """Make changes without savepoints, which cost more than some changes; False: one failed."""
         for change in changes:
             try:
-                with self._target.typed_errors():
+                with self._database.typed_errors():
                     change.make(self._required)
             except BaseException as error:
                 if isinstance(error, Exception) and driver_of(self._required).in_transaction:
@@ -441,7 +386,7 @@ class Writer:
         for change in changes:
             driver.execute("SAVEPOINT one_change")
             try:
-                with self._target.typed_errors():
+                with self._database.typed_errors():
                     change.make(self._required)
             except Exception as error:
                 if not driver.in_transaction:
@@ -458,11 +403,11 @@ class Writer:
 
     def _end(self) -> None:
         """Commit. Errors after the commit are only logged, because the changes are stored."""
-        with self._target.typed_errors():
+        with self._database.typed_errors():
             connection = self._required
             if not connection.driver.in_transaction:  # type: ignore[attr-defined]  # of `dialect`
                 # SQLite does that after some errors. A change that goes on after one is not stored.
-                raise StoreError(f"{self._target.path}: the transaction was rolled back")
+                raise StoreError(f"{self._database.path}: the transaction was rolled back")
             self._observer.ending(connection)
             try:
                 end(connection, commit=True)
@@ -470,7 +415,7 @@ class Writer:
                 raise  # SQLite refused: nothing was committed
             except BaseException as error:
                 # Injected into this thread from outside, before or after the commit.
-                path = self._target.path
+                path = self._database.path
                 raise _OutcomeUnknown(outcome_unknown(path, repr(error))) from error
         for _ in range(2):  # repeat it once if an exception from outside interrupts it
             try:
@@ -478,12 +423,7 @@ class Writer:
                 break
             except BaseException as error:  # noqa: BLE001 - the change itself has succeeded
                 telemetry.event(logging.ERROR, "events missed", error=repr(error))
-        self._target.committed()
-
-    @staticmethod
-    def _answer(changes: list[Change[Any]]) -> None:
-        for change in changes:
-            change.answer()
+        self._database.committed()
 
     def _take_back(self, error: BaseException) -> None:
         """Roll back, and keep the connection only if its state is certain."""
@@ -498,27 +438,20 @@ class Writer:
             telemetry.event(logging.DEBUG, "connection dropped", error=repr(failure))
             self.close_connection()
         if isinstance(error, ReadOnlyDatabase):
-            self._target.reopen()
+            self._database.reopen()
         if self._observer.in_doubt:
             self._look_for_commit(self._observer)
 
     def _look_for_commit(self, observer: Observer) -> None:
         """Let the observer check whether a commit that raised was still stored."""
         try:
-            connection = self._target.open_for_writing()
+            connection = self._database.open_for_writing()
             try:
                 observer.interrupted(connection)
             finally:
                 discard(connection)
         except (StoreError, DBAPIError, sqlite3.Error) as error:
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
-
-
-def _is_at_rest(connection: Connection) -> bool:
-    """Tell whether a connection is usable and, for SQLAlchemy and SQLite, in no transaction."""
-    if connection.closed or connection.invalidated or connection.in_transaction():
-        return False
-    return not connection.driver.in_transaction  # type: ignore[attr-defined]  # of `dialect`
 
 
 def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change[Any]]:
