@@ -103,8 +103,7 @@ def _start_of(pid: int) -> int | None:
     except OSError as error:
         if _is_gone(pid):
             return 0
-        if error.errno in system_calls.SHORTAGE:
-            raise
+        system_calls.require_no_shortage(error)
         return None
     fields = facts.rpartition(b")")[2].split()  # the command name before it may hold anything
     state, started = fields[0], fields[19]

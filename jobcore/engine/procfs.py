@@ -82,8 +82,7 @@ def _read(path: str) -> bytes:
         with open(os.path.join(ROOT, path), "rb") as file:
             return file.read()
     except OSError as error:
-        if error.errno in system_calls.SHORTAGE:
-            raise
+        system_calls.require_no_shortage(error)
         return b""
 
 

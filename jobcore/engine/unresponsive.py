@@ -159,8 +159,7 @@ class Unresponsive:
         try:
             unread = job_directory.count_unread(directory)
         except OSError as error:
-            if error.errno in system_calls.SHORTAGE:
-                raise
+            system_calls.require_no_shortage(error)
             unread = None  # something other than a FIFO has this name
         if unread is None:
             return False  # there is no FIFO

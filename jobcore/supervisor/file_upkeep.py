@@ -80,7 +80,8 @@ class FileUpkeep:
 
     def _open_root(self) -> None:
         try:
-            self.root = job_directory.open_parent(self._request.directory)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            self.root = os.open("..", flags, dir_fd=self._request.directory)
         except OSError:
             return  # no descriptor is free, or it was moved to where this user cannot open it
         job_directory.share(self.root)
@@ -169,5 +170,4 @@ def _is_named(name: str, descriptor: int, directory: int) -> bool:
         named = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    opened = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+    return os.path.samestat(named, os.fstat(descriptor))

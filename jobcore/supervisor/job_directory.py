@@ -80,11 +80,7 @@ def try_lock(descriptor: int, span: tuple[int, int]) -> bool:
         False: another open file description holds a byte of the span.
     """
     try:
-        fcntl.fcntl(
-            descriptor,
-            fcntl.F_OFD_SETLK,
-            _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, span[0], span[1], 0),
-        )
+        _lock_call(descriptor, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, span)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -94,11 +90,7 @@ def try_lock(descriptor: int, span: tuple[int, int]) -> bool:
 
 def unlock(descriptor: int, span: tuple[int, int]) -> None:
     """Unlock `span`, also for every copy of the descriptor in any process."""
-    fcntl.fcntl(
-        descriptor,
-        fcntl.F_OFD_SETLK,
-        _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, span[0], span[1], 0),
-    )
+    _lock_call(descriptor, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, span)
 
 
 def is_locked(descriptor: int, span: tuple[int, int] = WHOLE) -> bool:
@@ -108,13 +100,14 @@ def is_locked(descriptor: int, span: tuple[int, int] = WHOLE) -> bool:
     `descriptor` must be newly opened: for the holder's own open file description the kernel
     always reports that the span is free.
     """
-    answer = fcntl.fcntl(
-        descriptor,
-        fcntl.F_OFD_GETLK,
-        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, span[0], span[1], 0),
-    )
-    kind: int = _FLOCK.unpack(answer)[0]
-    return kind != fcntl.F_UNLCK
+    return _lock_call(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, span) != fcntl.F_UNLCK
+
+
+def _lock_call(descriptor: int, command: int, kind: int, span: tuple[int, int]) -> int:
+    """Return the kind of lock that the kernel answers."""
+    answer = fcntl.fcntl(descriptor, command, _FLOCK.pack(kind, os.SEEK_SET, *span, 0))
+    answered: int = _FLOCK.unpack(answer)[0]
+    return answered
 
 
 def open_lock(directory: int, *, create: bool = False) -> int:
@@ -311,11 +304,6 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
     return descriptor
 
 
-def open_parent(directory: int) -> int:
-    """Open the parent of an open directory."""
-    return os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-
-
 def share(directory: int) -> None:
     """
     Take a shared BSD lock on a directory, until the last copy of its descriptor is closed.
@@ -336,12 +324,8 @@ def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
         named_lock = os.stat(LOCK, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    opened, opened_lock = os.fstat(directory), os.fstat(lock)
-    return (named.st_dev, named.st_ino, named_lock.st_dev, named_lock.st_ino) == (
-        opened.st_dev,
-        opened.st_ino,
-        opened_lock.st_dev,
-        opened_lock.st_ino,
+    return os.path.samestat(named, os.fstat(directory)) and os.path.samestat(
+        named_lock, os.fstat(lock)
     )
 
 

@@ -36,8 +36,7 @@ def level() -> int:
         if numbers is None:  # the kernel does not write `NSpid`
             return 1 if os.readlink(f"{ROOT}/self") == str(os.getpid()) else 0
     except OSError as error:
-        if error.errno in system_calls.SHORTAGE:
-            raise
+        system_calls.require_no_shortage(error)
         return 0
     return len(numbers) if numbers[-1] == os.getpid() else 0
 
@@ -70,8 +69,7 @@ def translate(entry: int, at: int) -> int | None:
     try:
         numbers = _numbers(str(entry)) or []
     except OSError as error:
-        if error.errno in system_calls.SHORTAGE:
-            raise
+        system_calls.require_no_shortage(error)
         return None
     return numbers[at - 1] if 0 < at <= len(numbers) else None
 

@@ -275,7 +275,7 @@ class Process:
                 for number in numbers:
                     process.signal(number)
         except OSError as error:
-            _require_no_shortage(error)
+            system_calls.require_no_shortage(error)
             return False
         return True
 
@@ -295,7 +295,7 @@ def descendants(*, children_only: bool = False, without: Container[int] = ()) ->
         own, level = pids.own_entry(), pids.level()
         table = None if os.path.exists(_OWN_CHILDREN) else by_parent()
     except OSError as error:
-        _require_no_shortage(error)
+        system_calls.require_no_shortage(error)
         return []  # this process is not in /proc
     found: list[Process] = []
     seen = {own}
@@ -341,11 +341,11 @@ def children() -> list[int]:
     try:
         entries = _read_entries(_OWN_CHILDREN)
     except OSError as error:  # a kernel without CONFIG_PROC_CHILDREN
-        _require_no_shortage(error)
+        system_calls.require_no_shortage(error)
         try:
             entries = by_parent().get(pids.own_entry(), [])
         except OSError as missing:
-            _require_no_shortage(missing)
+            system_calls.require_no_shortage(missing)
             entries = []  # this process is not in /proc: only the group can be signalled
     level = pids.level() if entries else 0
     found = [pids.translate(entry, level) for entry in entries]
@@ -359,7 +359,8 @@ def read_entries_below(entry: int) -> list[int]:
         for thread in os.listdir(f"/proc/{entry}/task"):
             found += _read_entries(f"/proc/{entry}/task/{thread}/children")
     except OSError as error:
-        _require_no_shortage(error)  # else it has just ended, so its children become ours
+        # Else it has just ended, so its children become ours.
+        system_calls.require_no_shortage(error)
     return found
 
 
@@ -395,15 +396,9 @@ def read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
         with open(f"/proc/{entry}/stat", "rb") as file:
             head, _, rest = file.read().rpartition(b")")
     except OSError as error:
-        _require_no_shortage(error)
+        system_calls.require_no_shortage(error)
         return None
     state, parent = rest.split()[:2]
     if living and state in (b"Z", b"X"):
         return None
     return head.partition(b"(")[2].decode("utf-8", "backslashreplace"), int(parent)
-
-
-def _require_no_shortage(error: OSError) -> None:
-    """Raise the error again if it says nothing about a process: no descriptor or memory is free."""
-    if error.errno in system_calls.SHORTAGE:
-        raise error

@@ -41,6 +41,12 @@ class NoPidfdError(OSError):
         super().__init__(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
+def require_no_shortage(error: OSError) -> None:
+    """Raise an error again that says only that no descriptor or memory is free."""
+    if error.errno in SHORTAGE:
+        raise error
+
+
 def lacking() -> list[str]:
     """
     Return the names of the features that are not available to this process.
@@ -56,8 +62,8 @@ def lacking() -> list[str]:
     try:
         os.close(os.memfd_create("probe", os.MFD_CLOEXEC))
     except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in SHORTAGE:
-            raise
+        if isinstance(error, OSError):
+            require_no_shortage(error)
         found.append("memfd_create")
     if pid_namespace() is None:
         found.append("/proc")
@@ -100,8 +106,7 @@ def _try_pidfds() -> bool:
     except AttributeError:
         return False
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise
+        require_no_shortage(error)
         return False
     try:
         _signal.pidfd_send_signal(own, 0)
@@ -166,8 +171,7 @@ def make_memory_file(name: str) -> int:
         try:
             return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            if error.errno in SHORTAGE:
-                raise
+            require_no_shortage(error)
             refusal = error
     why = f"no memfd_create, and no temporary file in {', '.join(_TEMPORARY)}"
     raise OSError(errno.ENOSYS, why) from refusal
@@ -202,8 +206,7 @@ def boot_id() -> str | None:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return file.read().decode("ascii").strip()
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise
+        require_no_shortage(error)
         return None  # hidden, for example by systemd's `ProcSubset=pid`
 
 
@@ -217,8 +220,7 @@ def pid_namespace() -> int | None:
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise
+        require_no_shortage(error)
         return None
 
 
@@ -234,7 +236,6 @@ def largest_file() -> int | None:
         with open("/proc/self/limits", "rb") as limits:
             found = [line.split()[3] for line in limits if line.startswith(b"Max file size")]
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise
+        require_no_shortage(error)
         return None
     return None if found in ([], [b"unlimited"]) else int(found[0])

@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "liveness is asked through the holder's own eyes",
         "supervisor/job_directory.py",
-        "    return kind != fcntl.F_UNLCK\n",
+        "    return _lock_call(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, span) != fcntl.F_UNLCK\n",
         "    return False\n",
         (JOBDIR, RECOVERY),
     ),
