@@ -197,24 +197,18 @@ def read_store_id(root: int, database: str) -> str | None:
     Raises:
         StoreMismatch: The file for the id is not a file, or contains no id.
     """
-    # O_NONBLOCK, because an open of a FIFO would block.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(STORE, flags, dir_fd=root)
+        descriptor = job_directory.open_file(STORE, os.O_RDONLY, root)
+        try:
+            found = os.read(descriptor, 64)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise typed(f"{database}.jobs/{STORE}", error) from error
-        raise _no_store_id(database) from error
-    try:
-        found = os.read(descriptor, 64)
-    except OSError as error:
-        if error.errno != errno.EISDIR:
-            raise typed(f"{database}.jobs/{STORE}", error) from error
-        raise _no_store_id(database) from error
-    finally:
-        os.close(descriptor)
+        if isinstance(error, job_directory.NotRegular) or error.errno == errno.ELOOP:
+            raise _no_store_id(database) from error
+        raise typed(f"{database}.jobs/{STORE}", error) from error
     if not re.fullmatch(rb"[0-9a-f]{32}\s*", found):
         raise _no_store_id(database)
     return found.decode("ascii").strip()

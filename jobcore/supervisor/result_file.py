@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 import zlib
 
@@ -35,7 +34,7 @@ _DEEPEST = 100
 
 #: Errors of `open` that mean that there is no result. Other errors, such as a lack of
 #: descriptors, are temporary, and must not be taken for a missing result.
-_MISSING_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES)
+_MISSING_ERRORS = (errno.ENOENT, errno.ELOOP, errno.EACCES)
 
 #: Version of this file's format, separate from the protocol's. The writing process was started
 #: by the same jobcore as the supervisor, and both may be older than the reader.
@@ -103,32 +102,23 @@ def read(directory: int, name: str = RESULT) -> tuple[str, bytes] | None:
         OSError: The file cannot be read at the moment.
     """
     try:
-        # O_NONBLOCK, because the job may have put a FIFO there.
-        descriptor = os.open(
-            name,
-            os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW,
-            dir_fd=directory,
-        )
+        descriptor = job_directory.open_file(name, os.O_RDONLY, directory)
+    except job_directory.NotRegular:
+        return None  # the job has put something else there
     except OSError as error:
         if error.errno in _MISSING_ERRORS:
             return None
         raise
+    content = b""
     try:
-        facts = os.fstat(descriptor)
-        most = _HEADER.size + LARGEST
-        if not stat.S_ISREG(facts.st_mode) or not _HEADER.size <= facts.st_size <= most:
+        size = os.fstat(descriptor).st_size
+        if size > _HEADER.size + LARGEST:
             return None
-        content = _read_all(descriptor, facts.st_size)
+        while len(content) < size and (chunk := os.read(descriptor, size - len(content))):
+            content = content + chunk if content else chunk
     finally:
         os.close(descriptor)
     return _decode(content)
-
-
-def _read_all(descriptor: int, size: int) -> bytes:
-    content = b""
-    while len(content) < size and (chunk := os.read(descriptor, size - len(content))):
-        content = content + chunk if content else chunk
-    return content
 
 
 def _decode(content: bytes) -> tuple[str, bytes] | None:

@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 
-from jobcore.supervisor import frames, progress, system_calls, values
+from jobcore.supervisor import frames, job_directory, progress, system_calls, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -367,9 +367,7 @@ def make_stdin(data: bytes, opened: list[int]) -> int:
     """Return a descriptor for stdin with `data`: a file, because writing to a pipe could block."""
     descriptor = system_calls.make_memory_file("stdin")
     opened.append(descriptor)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    job_directory.write_all(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 
