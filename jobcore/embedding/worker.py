@@ -99,11 +99,6 @@ def end_own_thread() -> None:
     _OWN_THREADS.discard(_thread.get_ident())
 
 
-def forget_own_threads() -> None:
-    """Unregister all threads, in a forked child, which does not have its parent's threads."""
-    _OWN_THREADS.clear()
-
-
 def outcome_unknown(where: str, why: str) -> StoreError:
     """Return the error for an interrupted call, which may have taken effect."""
     return StoreError(f"{where}: {OUTCOME_UNKNOWN}: {why}")
@@ -399,7 +394,7 @@ class Worker(ForkAware):
     def _start(self, number: int) -> None:
         if not self._hooks_installed:
             self._hooks_installed = True
-            _finish_at_exit(self)
+            call_at_exit(self, Worker.rest)  # wait for the calls in progress
             if self._shared:
                 GATE.watch(self)
         thread = _WorkerThread()
@@ -634,7 +629,7 @@ class Worker(ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Reset all state."""
-        forget_own_threads()
+        _OWN_THREADS.clear()  # the child does not have its parent's threads
         self.forget()
 
     def rest(self) -> None:
@@ -675,17 +670,17 @@ def _serve_one(call: Call[Any]) -> None:
         call.answer()
 
 
-def _finish_at_exit(worker: Worker) -> None:
-    """At the interpreter's exit, wait for the calls in progress."""
-    reference = weakref.ref(worker)
+def call_at_exit(owner: T, action: Callable[[T], object]) -> None:
+    """Call `action` with `owner` at the interpreter's exit, unless `owner` is gone by then."""
+    reference = weakref.ref(owner)
 
-    def rest() -> None:
+    def call() -> None:
         alive = reference()
         if alive is not None:
-            alive.rest()
+            action(alive)
 
-    atexit.register(rest)
-    weakref.finalize(worker, atexit.unregister, rest).atexit = False
+    atexit.register(call)
+    weakref.finalize(owner, atexit.unregister, call).atexit = False
 
 
 def _wait_for_end(native: int) -> None:

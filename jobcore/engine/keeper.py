@@ -13,7 +13,7 @@ import os
 import struct
 import time
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from jobcore import tuning
 from jobcore.embedding import failpoints
@@ -23,32 +23,11 @@ from jobcore.errors import SpawnError
 from jobcore.supervisor import inheritance, messages
 
 if TYPE_CHECKING:
+    from jobcore.engine.launcher import ProcessLauncher
     from jobcore.engine.supervisor_pool import SupervisorPool
 
 #: The interpreter of a keeper, and the inheritance that it got.
 _Kind = tuple[str, bytes]
-
-
-class KeeperLauncher(Protocol):
-    """
-    Starts keepers.
-
-    Attributes:
-        python: The interpreter that they run.
-    """
-
-    python: str
-
-    def start_keeper(self, descriptor: int) -> int:
-        """
-        Start a keeper with its end of a socket pair.
-
-        Returns:
-            The pid of a child of this process that forks the keeper and ends.
-
-        Raises:
-            SpawnError: No process could be started.
-        """
 
 
 class Keeper(Peer):
@@ -120,7 +99,7 @@ class KeeperOfHost(ForkAware):
         self._users: weakref.WeakSet[SupervisorPool] = weakref.WeakSet()
 
     def fork(
-        self, descriptor: int, user: SupervisorPool, launcher: KeeperLauncher
+        self, descriptor: int, user: SupervisorPool, launcher: ProcessLauncher
     ) -> Keeper | None:
         """
         Ask for a supervisor that uses this end of a socket pair. It may not get ready.
@@ -162,7 +141,7 @@ class KeeperOfHost(ForkAware):
             failpoints.reach(failpoints.KEEPER_ASKED)
         return keeper
 
-    def _start(self, kind: _Kind, launcher: KeeperLauncher) -> Keeper:
+    def _start(self, kind: _Kind, launcher: ProcessLauncher) -> Keeper:
         GATE.watch(self)
         ours, theirs = socket_pair()
         GATE.register(ours.fileno())

@@ -82,12 +82,12 @@ class Postponement:
 
     Any thread may use it: each entry is one value that is replaced as a whole.
 
-    Args:
+    Attributes:
         now: Returns seconds since some fixed moment.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+        self.now = now
         self._failures: dict[Hashable, Failure] = {}
 
     def fail(self, key: Hashable, error: Exception, event: str, /, **fields: Any) -> float:
@@ -103,7 +103,7 @@ class Postponement:
         Returns:
             Seconds until the next try.
         """
-        now = self._now()
+        now = self.now()
         before = self._failures.get(key)
         since = now if before is None else before.since
         # Wait as long as it has failed so far, so that the pause does not depend on how many
@@ -143,18 +143,14 @@ class Postponement:
     def delay(self, key: Hashable) -> float:
         """Return the seconds until it may be tried; 0: now."""
         failure = self._failures.get(key)
-        return 0.0 if failure is None else max(failure.until - self._now(), 0.0)
+        return 0.0 if failure is None else max(failure.until - self.now(), 0.0)
 
     def waiting(self) -> set[Hashable]:
         """Return the keys of everything that must not be tried yet."""
         if not self._failures:
             return set()
-        now = self._now()
+        now = self.now()
         return {key for key, failure in list(self._failures.items()) if failure.until > now}
-
-    def now(self) -> float:
-        """Return the current time, by the clock that stamps failures."""
-        return self._now()
 
     def retry_soon(self, key: Hashable) -> None:
         """Allow an early retry: a caller waits for it, and the cause may be gone."""
@@ -180,7 +176,7 @@ class Postponement:
             return failure
         if failure.times < tuning.PERSISTENT_FAILURES or failure.last < begun:
             return None
-        return failure if self._now() - failure.since >= tuning.PERSISTENT_SECONDS else None
+        return failure if self.now() - failure.since >= tuning.PERSISTENT_SECONDS else None
 
     def failures(self) -> dict[Hashable, Failure]:
         """Return all current failures by key, the newest last."""

@@ -374,9 +374,10 @@ class Remover:
             except Exception as error:
                 if concerns_all_jobs(error):
                     raise
-                self._postponed.fail(
-                    number, error, "job postponed", job=f"number {number}", step="delete"
-                )
+                self._postpone(number, error)
+
+    def _postpone(self, number: int, error: Exception) -> None:
+        self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="delete")
 
     def _remove_each(self, numbers: Sequence[int], throttle: Throttle) -> None:
         """Remove jobs; postpone those that cannot be removed, and remove the others."""
@@ -391,9 +392,7 @@ class Remover:
             try:
                 self.remove_jobs(number, throttle=throttle)
             except Exception as error:  # noqa: BLE001 - the other jobs must be removed all the same
-                self._postponed.fail(
-                    number, error, "job postponed", job=f"number {number}", step="delete"
-                )
+                self._postpone(number, error)
 
     def _remove_owners(self, table: Table, ids: Sequence[UUID], throttle: Throttle) -> None:
         for first in range(0, len(ids), OWNERS_AT_ONCE):

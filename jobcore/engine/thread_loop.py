@@ -7,20 +7,23 @@ parent's threads, starts its own.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import logging
 import os
 import select
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 
 from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.locks import GATE, Lock
-from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own_thread
+from jobcore.embedding.worker import (
+    DIRECTORY_WORKER,
+    begin_own_thread,
+    call_at_exit,
+    end_own_thread,
+)
 from jobcore.errors import SpawnError
 
 #: Seconds of rest after a turn that raised an error, which it should not.
@@ -63,7 +66,7 @@ class Loop:
         self._crashed = False
         self._logged = "", 0.0  # the last logged error of a turn, and when
         self.forget()
-        _close_at_exit(self)
+        call_at_exit(self, Loop._exit)
 
     def forget(self) -> None:
         """Start over in a forked child, which lacks the thread and whose gate closed the pipe."""
@@ -150,6 +153,11 @@ class Loop:
         thread.join(timeout)
         if self._crashed:
             self._finish()
+
+    def _exit(self) -> None:
+        """Close at the interpreter's exit, and let the current turn finish."""
+        self.exiting = True
+        self.close(tuning.EXIT_PATIENCE)
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
         """
@@ -260,17 +268,3 @@ def _log_error(error: BaseException) -> None:
         telemetry.event(logging.ERROR, "background step failed", error=repr(error))
     except Exception:  # noqa: BLE001, S110 - the host's logging itself fails
         pass
-
-
-def _close_at_exit(loop: Loop) -> None:
-    """Close the loop at the interpreter's exit, and let the current turn finish."""
-    reference = weakref.ref(loop)
-
-    def close() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.exiting = True
-            alive.close(tuning.EXIT_PATIENCE)
-
-    atexit.register(close)
-    weakref.finalize(loop, atexit.unregister, close).atexit = False
