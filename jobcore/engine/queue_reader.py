@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.storage import pipelines, queue
+from jobcore.storage import job_rows, pipelines, queue
 from jobcore.storage.damage import read_each
 from jobcore.storage.database import Database
 from jobcore.storage.limits import UNLIMITED
@@ -121,15 +121,12 @@ class QueueReader:
         self, connection: Connection, numbers: Sequence[int]
     ) -> list[tuple[Row[Any], Row[Any] | None]]:
         def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-            return [
-                (
-                    row,
-                    None
-                    if row.pipeline_id is None
-                    else pipelines.find_pipeline(connection, row.pipeline_id),
-                )
-                for row in queue.row_of(connection, number)
-            ]
+            row = job_rows.get_job(connection, number)
+            if row is None:
+                return []
+            if row.pipeline_id is None:
+                return [(row, None)]
+            return [(row, pipelines.find_pipeline(connection, row.pipeline_id))]
 
         found: list[tuple[Row[Any], Row[Any] | None]] = []
         length = 0

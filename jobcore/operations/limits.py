@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -36,32 +35,22 @@ class LimitOperations:
         if slots == 0 and checks.is_integer(slots):
             raise ArgumentError("slots must be 1 or more: to start no jobs, use pause()")
         most = None if slots is None else checks.integer(slots, "slots", 1, MOST_SLOTS)
-
-        def change(connection: Connection, scope: str, name: str) -> None:
-            limits.set_slots(connection, scope, name, most)
-
-        return self._change(group, kind, change)
+        return self._change(group, kind, way=limits.SET, slots=most)
 
     def pause(self, group: Any, kind: Any) -> Limit:
         """Let no more jobs start."""
-        now = self._clock.now()
-
-        def change(connection: Connection, scope: str, name: str) -> None:
-            limits.pause(connection, scope, name, now)
-
-        return self._change(group, kind, change)
+        return self._change(group, kind, way=limits.PAUSE, now=self._clock.now())
 
     def resume(self, group: Any, kind: Any) -> Limit:
         """Let jobs start again."""
-        return self._change(group, kind, limits.resume)
+        return self._change(group, kind, way=limits.RESUME)
 
-    def _change(
-        self, group: Any, kind: Any, change: Callable[[Connection, str, str], None]
-    ) -> Limit:
+    def _change(self, group: Any, kind: Any, **how: Any) -> Limit:
+        """Change a limit; `how` are the arguments of `limits.change`."""
         scope, name = _checked_scope(group, kind)
 
         def write(connection: Connection) -> Limit:
-            change(connection, scope, name)
+            limits.change(connection, scope, name, **how)
             known = {(one.scope, one.name): one for one in limits.stored(connection)}
             stored = known.get((scope, name), limits.Limit(scope, name, None, None))
             return _shown(connection, stored, limits.running(connection))

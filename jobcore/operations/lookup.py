@@ -159,12 +159,12 @@ class Listings:
 
     def upcoming(self, limit: int) -> list[Job]:
         """Return up to `limit` QUEUED jobs, the next one to start first."""
-        from jobcore.storage import queue, upcoming  # noqa: PLC0415 - for those who need it
+        from jobcore.storage import upcoming  # noqa: PLC0415 - for those who need it
 
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             numbers = upcoming.upcoming(connection, now=self._clock.now(), limit=limit)
-            rows = list(queue.rows_of(connection, numbers, failed.__setitem__))
+            rows = list(job_rows.rows_of(connection, numbers, failed.__setitem__))
         return self.formed(rows, failed)
 
     def search(self, wanted: JobFilter, limit: int, before: int | None, order: str) -> list[Job]:

@@ -122,7 +122,7 @@ class TaskOperations:
                 limit=1,
                 without=damaged,
             )
-            row = next(queue.rows_of(connection, numbers, failed), None)
+            row = next(job_rows.rows_of(connection, numbers, failed), None)
             if row is not None:
                 try:
                     Job.from_row(row, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
@@ -294,6 +294,15 @@ def get_job(connection: Connection, number: int) -> Row[Any] | None:
     """Return the job with this number, even if it is being deleted; None: there is none."""
     rows = _ANY_JOB.rows(connection, of=number)
     return rows[0] if rows else None
+
+
+def rows_of(connection: Connection, numbers: Iterable[int], failed: Failed) -> Iterator[Row[Any]]:
+    """
+    Yield the jobs with these numbers, even those that are being deleted, in this order.
+
+    They are read one by one, so that the commands of many jobs are not in memory together.
+    """
+    return read_each(numbers, lambda number: _ANY_JOB.rows(connection, of=number), failed)
 
 
 def visible_jobs(connection: Connection, numbers: Iterable[int], failed: Failed) -> list[Row[Any]]:

@@ -140,7 +140,8 @@ def room(connection: Connection, *, counted: bool = True) -> Room:
 
 
 _PUT = "INSERT INTO job_limit (scope, name, slots, paused) VALUES (:scope, :name, :slots, :paused) "
-_SET, _PAUSE, _RESUME = (
+#: The ways to change a limit.
+SET, PAUSE, RESUME = (
     Statement(text(f"{_PUT} ON CONFLICT (scope, name) DO UPDATE SET {change}"))
     for change in (
         "slots = excluded.slots",
@@ -151,30 +152,24 @@ _SET, _PAUSE, _RESUME = (
 _CLEAN = Statement(text("DELETE FROM job_limit WHERE slots IS NULL AND paused IS NULL"))
 
 
-def set_slots(connection: Connection, scope: str, name: str, slots: int | None) -> None:
-    """Set how many jobs may run at once; None: any number."""
-    _put(_SET, connection, scope, name, slots, None)
-
-
-def pause(connection: Connection, scope: str, name: str, now: int) -> None:
-    """Let no more jobs start."""
-    _put(_PAUSE, connection, scope, name, None, now)
-
-
-def resume(connection: Connection, scope: str, name: str) -> None:
-    """Let jobs start again."""
-    _put(_RESUME, connection, scope, name, None, None)
-
-
-def _put(
-    statement: Statement,
+def change(
     connection: Connection,
     scope: str,
     name: str,
-    slots: int | None,
-    paused: int | None,
+    *,
+    way: Statement,
+    slots: int | None = None,
+    now: int | None = None,
 ) -> None:
-    statement.count(connection, scope=scope, name=name, slots=slots, paused=paused)
+    """
+    Change a limit.
+
+    Args:
+        way: `SET`, `PAUSE` or `RESUME`.
+        slots: For `SET`: how many jobs may run at once; None: any number.
+        now: For `PAUSE`: since when no more jobs may start.
+    """
+    way.count(connection, scope=scope, name=name, slots=slots, paused=now)
     _CLEAN.count(connection)
 
 

@@ -8,8 +8,11 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     Connection,
     Row,
+    Subquery,
+    Table,
     delete,
     exists,
     func,
@@ -37,24 +40,17 @@ DEPLOY = "deploy"
 _SOURCE = pipeline.alias("source")
 
 
-_NAMES = (
-    select(func.coalesce(_SOURCE.c.name, link.c.name).label("name"))
-    .select_from(link.outerjoin(_SOURCE, _SOURCE.c.id == link.c.source_id))
-    .where(link.c.pipeline_id == pipeline.c.id)
-    .order_by(link.c.position)
-    .correlate(pipeline)
-    .subquery()
-)
-
-
-_REQUIRED = (
-    select(_SOURCE.c.name)
-    .select_from(requirement.join(_SOURCE, _SOURCE.c.id == requirement.c.source_id))
-    .where(requirement.c.pipeline_id == pipeline.c.id)
-    .order_by(requirement.c.position)
-    .correlate(pipeline)
-    .subquery()
-)
+def _names(table: Table, name: ColumnElement[Any]) -> Subquery:
+    """Return the names of the sources of a pipeline, in order."""
+    sources = table.join(_SOURCE, _SOURCE.c.id == table.c.source_id, isouter=table is link)
+    return (
+        select(name.label("name"))
+        .select_from(sources)
+        .where(table.c.pipeline_id == pipeline.c.id)
+        .order_by(table.c.position)
+        .correlate(pipeline)
+        .subquery()
+    )
 
 
 #: Selects pipelines as they are shown: with the current names of their sources, as JSON.
@@ -62,7 +58,10 @@ _PIPELINE = select(
     pipeline,
     *(
         type_coerce(select(func.json_group_array(names.c.name)).scalar_subquery(), JSON).label(name)
-        for name, names in (("triggered_by", _NAMES), ("requires", _REQUIRED))
+        for name, names in (
+            ("triggered_by", _names(link, func.coalesce(_SOURCE.c.name, link.c.name))),
+            ("requires", _names(requirement, _SOURCE.c.name)),
+        )
     ),
 ).where(pipeline.c.deleted_at.is_(None))
 

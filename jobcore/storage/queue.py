@@ -19,9 +19,8 @@ from sqlalchemy import Connection, Row, bindparam, select, text
 from jobcore.checks import LARGEST_INTEGER
 from jobcore.lifecycle import Status
 from jobcore.storage import limits
-from jobcore.storage.damage import Failed, leave_out, read_each
 from jobcore.storage.limits import Room, as_text
-from jobcore.storage.statement import RowStatement, Statement, driver_of, in_parts
+from jobcore.storage.statement import Statement, driver_of, in_parts
 from jobcore.storage.tables import IS_VISIBLE, batch, has_status, job
 
 #: Types that are looked for in one statement; SQLite allows 500 parts.
@@ -183,7 +182,6 @@ _NEXT_MOMENT = _statement(
     "1",
 )
 _OPEN_BATCHES = Statement(select(batch.c.first, batch.c.last).order_by(batch.c.first))
-_ROW = RowStatement(select(job).where(job.c.number == bindparam("of")))
 
 
 # --- the order ------------------------------------------------------------------
@@ -481,25 +479,6 @@ def _of_numbers(
             ):
                 found.append(Candidate(-priority, number, as_text(kind), name))
     return sorted(found)
-
-
-# --- the rows -------------------------------------------------------------------
-
-
-def rows_of(
-    connection: Connection, numbers: Iterable[int], failed: Failed = leave_out
-) -> Iterator[Row[Any]]:
-    """
-    Yield the jobs with these numbers, in this order.
-
-    They are read one by one, so that the commands of many jobs are not in memory together.
-    """
-    return read_each(numbers, lambda number: row_of(connection, number), failed)
-
-
-def row_of(connection: Connection, number: int) -> list[Row[Any]]:
-    """Return the job with this number, in a list that is empty if it is gone."""
-    return _ROW.rows(connection, of=number)
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

@@ -417,7 +417,7 @@ def bring_up(
     """
     use_write_ahead_log(connection, patience)
     connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # which ends the transaction
         identity = read_identity(connection)  # again: another process may have done it meanwhile
         if identity == EMPTY:
             _make(connection, store_id)
@@ -429,11 +429,6 @@ def bring_up(
                     else:
                         connection.execute(step)
             connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _make(connection: sqlite3.Connection, store_id: str | None) -> None:
@@ -488,17 +483,14 @@ def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
     """Return the id in the database, after a concurrent renewal, which writes the root first."""
     if writable:
         connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # which ends the transaction
         (stored,) = connection.execute("SELECT id FROM store").fetchone()
-        return str(stored)
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+    return str(stored)
 
 
 def _renew(connection: sqlite3.Connection, path: str, stored: str, *, runs_jobs: bool) -> str:
     connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # which ends the transaction
         (running,) = connection.execute(
             "SELECT count(*) FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
         ).fetchone()
@@ -509,16 +501,10 @@ def _renew(connection: sqlite3.Connection, path: str, stored: str, *, runs_jobs:
                 f"`{filesystem.repair_command(path)}`"
             )
         if running:
-            connection.execute("ROLLBACK")
             return stored
         found = _new_store_id(path)
         connection.execute("UPDATE store SET id = ? WHERE id = ?", (found, stored))
-        connection.execute("COMMIT")
-        return found
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    return found
 
 
 def open_or_make(
