@@ -117,7 +117,7 @@ class Database(locks.ForkAware):
         self._reset()
         locks.GATE.watch(self)
         try:
-            with Use(self.readers), self.typed_errors():
+            with Use(self.readers), self.typed_errors:
                 self._prepare(create=create)
         except OSError as error:
             # An OSError here is about the job directories, beside the file.
@@ -198,7 +198,7 @@ class Database(locks.ForkAware):
     def copy_into(self, path: str) -> None:
         """Write a complete and compact copy into an empty file, while others read and write."""
         self.readers.require_usable()
-        with Use(self.readers), self.typed_errors():
+        with Use(self.readers), self.typed_errors:
             connection = self.new_connection()  # VACUUM works in no transaction
             try:
                 connection.execute("VACUUM INTO ?", (path,))
@@ -240,16 +240,6 @@ class Database(locks.ForkAware):
         if isinstance(driver, SqliteConnection):
             driver.held = find_shared_memory(self.path)
             self.readers.writer = driver
-
-    def reopen(self) -> None:
-        """
-        Close every connection, because none can write; a new one may be able to.
-
-        SQLite keeps treating a connection as read-only if its file was read-only on opening,
-        even if the disk has become writable. All connections of a process share one view of
-        the shared memory, so all must be closed. Those in use are closed when given back.
-        """
-        self.close_connections()
 
     def after_commits(self) -> None:
         """Close connections of interrupted reads, and run a checkpoint if one is due."""
@@ -319,7 +309,7 @@ class Database(locks.ForkAware):
         return self.writer.between(self._run_checkpointer, patience=self.busy_timeout)
 
     def _run_checkpointer(self) -> bool:
-        with self.typed_errors():
+        with self.typed_errors:
             return self.checkpointer.run()
 
     # --- opening, closing, forking --------------------------------------------
@@ -458,7 +448,7 @@ class Database(locks.ForkAware):
         if self.readers.others() and time.monotonic() < self.readers.renew_by:
             return
         try:
-            self.writer.between(self.reopen, patience=RENEW_PATIENCE)
+            self.writer.between(self.close_connections, patience=RENEW_PATIENCE)
         except StoreError as error:  # the next read that fails tries again
             telemetry.event(
                 logging.INFO, "connections not renewed", path=self.path, error=str(error)
@@ -506,7 +496,7 @@ class Database(locks.ForkAware):
     def as_typed(self, error: Exception) -> Exception:
         """Return jobcore's exception for an error, without raising it."""
         try:
-            with self.typed_errors():
+            with self.typed_errors:
                 raise error
         except Exception as typed:  # noqa: BLE001 - it is returned
             return typed

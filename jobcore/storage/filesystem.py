@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobcore.errors import (
@@ -48,27 +48,26 @@ def file_system_of(path: str, mountinfo: str) -> str:
         mountinfo: The text of `/proc/self/mountinfo`; empty where there is no `/proc`.
     """
     found, longest = "", -1
-    for line in filter(
-        None, mountinfo.rstrip("\n").split("\n")
-    ):  # the kernel escapes these two, and no others
-        fields = line.split(" ")
-        mount_point = _unescaped(fields[4])
+    for mount_point, kind in _mounts(mountinfo):
         inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
         # A later mount over the same point hides the earlier one.
         if inside and len(mount_point) >= longest:
-            found, longest = fields[fields.index("-") + 1], len(mount_point)
+            found, longest = kind, len(mount_point)
     return found
 
 
 def is_mount_point(path: str, mountinfo: str) -> bool:
     """Tell whether something is mounted at `path` itself. Arguments as for `file_system_of`."""
-    lines = filter(None, mountinfo.rstrip("\n").split("\n"))
-    points = (line.split(" ")[4] for line in lines)
-    return path in (_unescaped(point) for point in points)
+    return any(path == point for point, _ in _mounts(mountinfo))
 
 
-def _unescaped(point: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), point)
+def _mounts(mountinfo: str) -> Iterator[tuple[str, str]]:
+    """Yield each mount point, with the type of the file system there."""
+    # The kernel escapes space and newline, and no other white space.
+    for line in filter(None, mountinfo.rstrip("\n").split("\n")):
+        fields = line.split(" ")
+        point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
+        yield point, fields[fields.index("-") + 1]
 
 
 def kind_of(path: str) -> str:

@@ -33,7 +33,6 @@ _SET = re.compile(r"\[(?P<not>\^|(?!\^))(?P<members>(?:\]|(?=[^\]]))[^\]]*)\]", 
 
 
 def _set(inverted: str, members: str) -> str:
-    """Return a set as a regular expression."""
     parts, low, at = [], "", 0
     while at < len(members):
         if members[at] == "-" and low and at + 1 < len(members):

@@ -186,7 +186,6 @@ _GROUP_OF = Statement(select(pipeline.c.group_name).where(pipeline.c.id == bindp
 
 
 def _group_of(connection: Connection, pipeline_id: UUID) -> str | None:
-    """Return the group of a pipeline's jobs, or None."""
     rows = _GROUP_OF(connection, of_id=pipeline_id.hex)
     return rows[0][0] if rows else None
 

@@ -82,7 +82,7 @@ class Reading:
         before = sys.exc_info()[1]
         self._readers.enter(self._use, sys._getframe(1))  # noqa: SLF001 - as above
         try:
-            with self._readers.typed_errors():
+            with self._readers.typed_errors:
                 self._readers.require_same_file()
                 self._spares = self._readers.spares
                 self._slot = self._spares.lend(self._use)
@@ -99,7 +99,7 @@ class Reading:
         """End the transaction. The connection is kept unless an unexpected error occurred."""
         before = sys.exc_info()[1]
         try:
-            with self._readers.typed_errors():
+            with self._readers.typed_errors:
                 self._end(error)
         except BaseException as failure:
             self._give_up()
@@ -377,7 +377,7 @@ class ChangeCounter:
 
 class TypedErrors:
     """
-    The context manager of `Readers.typed_errors`. It has no state, so all threads share one.
+    The context manager `Readers.typed_errors`. It has no state, so all threads share one.
 
     Every transaction enters it several times, and a generator would take ten times as long.
     """
@@ -441,6 +441,7 @@ class Readers:
         renew_by: Monotonic time by which to reopen all connections; 0: there is no need.
         spares: The connections for readers.
         commits: Finds the commits of all processes.
+        typed_errors: A context manager that turns errors of SQLite into jobcore's exceptions.
     """
 
     spares: SpareConnections
@@ -456,7 +457,7 @@ class Readers:
         self.identity = self._identify()
         self.closed = False
         self.commits = ChangeCounter(database.new_connection)
-        self._typed_errors = TypedErrors(self)
+        self.typed_errors = TypedErrors(self)
 
     def reset(self, engine: Engine) -> None:
         """Reset all state, at the beginning and in a forked child."""
@@ -594,7 +595,7 @@ class Readers:
         known = self.commits.known_version(within)
         if known is not None:
             return known
-        with Use(self), self.typed_errors():
+        with Use(self), self.typed_errors:
             self.require_same_file()  # a replaced file would never show another commit
             found = self.commits.look()
         self.tidy()
@@ -604,10 +605,6 @@ class Readers:
         """Close the connections of interrupted reads."""
         self.present()
         self.spares.tidy(self.is_present)
-
-    def typed_errors(self) -> TypedErrors:
-        """Return a context manager that turns errors of SQLite into jobcore's exceptions."""
-        return self._typed_errors
 
     def raise_typed(self, error: BaseException | None) -> None:
         """Raise jobcore's exception for an error of SQLite; do nothing for any other."""

@@ -279,7 +279,7 @@ class Writer:
     def _try_to_begin(self, *, durable: bool) -> None:
         database = self._database
         try:
-            with database.typed_errors():
+            with database.typed_errors:
                 database.require_same_file()
                 if self.connection is not None and not is_at_rest(self.connection):
                     self.close_connection()  # an earlier rollback was interrupted from outside
@@ -319,7 +319,7 @@ class Writer:
     def _make_alone(self, change: Change[Any]) -> None:
         """Make one change in the open transaction, and commit."""
         try:
-            with self._database.typed_errors():
+            with self._database.typed_errors:
                 change.make(self._required)
             self._end()
         except _OutcomeUnknown as error:
@@ -362,7 +362,7 @@ class Writer:
         """Make changes without savepoints, which cost more than some changes; False: one failed."""
         for change in changes:
             try:
-                with self._database.typed_errors():
+                with self._database.typed_errors:
                     change.make(self._required)
             except BaseException as error:
                 if isinstance(error, Exception) and driver_of(self._required).in_transaction:
@@ -386,7 +386,7 @@ class Writer:
         for change in changes:
             driver.execute("SAVEPOINT one_change")
             try:
-                with self._database.typed_errors():
+                with self._database.typed_errors:
                     change.make(self._required)
             except Exception as error:
                 if not driver.in_transaction:
@@ -403,7 +403,7 @@ class Writer:
 
     def _end(self) -> None:
         """Commit. Errors after the commit are only logged, because the changes are stored."""
-        with self._database.typed_errors():
+        with self._database.typed_errors:
             connection = self._required
             if not connection.driver.in_transaction:  # type: ignore[attr-defined]  # of `dialect`
                 # SQLite does that after some errors. A change that goes on after one is not stored.
@@ -438,7 +438,10 @@ class Writer:
             telemetry.event(logging.DEBUG, "connection dropped", error=repr(failure))
             self.close_connection()
         if isinstance(error, ReadOnlyDatabase):
-            self._database.reopen()
+            # SQLite keeps treating a connection as read-only if its file was read-only on opening,
+            # even if the disk has become writable. All connections of a process share one view of
+            # the shared memory, so all must be closed. A new one may be able to write.
+            self._database.close_connections()
         if self._observer.in_doubt:
             self._look_for_commit(self._observer)
 

@@ -391,7 +391,7 @@ MUTANTS = (
         "an interrupted call keeps its transaction",
         "storage/writer.py",
         "        return self.worker.hand_over(call)\n",
-        "        connection = self._target.open_for_writing()\n"
+        "        connection = self._database.open_for_writing()\n"
         '        driver_of(connection).execute("BEGIN IMMEDIATE")\n'
         "        made = change(connection)\n"
         '        driver_of(connection).execute("COMMIT")\n'
