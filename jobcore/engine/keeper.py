@@ -37,19 +37,12 @@ class Keeper(Peer):
     Attributes:
         kind: What a host must want for this keeper to serve it.
         used: When it was last asked for a supervisor, by the monotonic clock.
-        has_jobs: Whether supervisors that it may have forked have jobs, at its `close`.
     """
 
     def __init__(self, connection: _socket.socket, starter: int, kind: _Kind) -> None:
         super().__init__(connection, starter)
         self.kind = kind
         self.used = self.since
-        self.has_jobs = False
-
-    @property
-    def busy(self) -> bool:
-        """Whether it must wait for the end of supervisors."""
-        return self.has_jobs
 
     @property
     def is_child(self) -> bool:
@@ -187,7 +180,6 @@ class KeeperOfHost(ForkAware):
             return keepers
 
     def _all(self) -> list[Keeper]:
-        """Return all keepers that are not closed."""
         return self._dismissed if self.current is None else [*self._dismissed, self.current]
 
     def remove_idle(self) -> None:

@@ -58,11 +58,6 @@ def find(cookie: str) -> list[int]:
     return found
 
 
-def unexamined() -> list[int]:
-    """Return the pids of processes whose environment could not be read at the last look."""
-    return procfs.unanswered()
-
-
 def kill(cookie: str, patience: float = tuning.ORPHAN_PATIENCE) -> tuple[int, ...]:
     """
     SIGKILL every process with this cookie until none is left.

@@ -63,6 +63,8 @@ class Peer:
         since: When it became ready or, before that, when it was started, by the monotonic
             clock.
         gone: Whether the other end is closed.
+        busy: Whether it goes on for a while after `close`: a supervisor has a job, or a keeper
+            waits for supervisors that have one.
     """
 
     def __init__(self, connection: _socket.socket, starter: int | None) -> None:
@@ -70,6 +72,7 @@ class Peer:
         self.ready = False
         self.since = time.monotonic()
         self.gone = False
+        self.busy = False
         self._socket = connection
         # The process that was started, if any, only forks the other one and ends. Refer to it
         # by a pidfd: if SIGCHLD is ignored, another child may soon get its pid.
@@ -160,11 +163,6 @@ class Peer:
     def is_coming(self) -> bool:
         """Whether its pid may still become known."""
         return self.pid is None and not self.gone
-
-    @property
-    def busy(self) -> bool:
-        """Whether it goes on for a while after `close`."""
-        return False
 
     @property
     def starting(self) -> bool:

@@ -125,7 +125,9 @@ class Postponement:
         )
         if log:
             self._forget_old(now)
-            telemetry.event(_level_of(error), event, **fields, error=in_words(error))
+            known = isinstance(error, (JobcoreError, OSError))
+            level = logging.WARNING if known else logging.ERROR
+            telemetry.event(level, event, **fields, error=in_words(error))
         return delay
 
     def succeed(self, key: Hashable) -> None:
@@ -170,7 +172,7 @@ class Postponement:
             begun: When the waiter began. The last failure must be later.
         """
         failure = self._failures.get(key)
-        if failure is None or is_transient(failure.error):
+        if failure is None or _is_transient(failure.error):
             return None
         if isinstance(failure.error, SpawnError) and failure.error.lasting:
             return failure
@@ -209,7 +211,7 @@ def concerns_all_jobs(error: Exception) -> bool:
     return isinstance(error, _DATABASE_ERRORS) or getattr(error, "errno", None) in SHORTAGES
 
 
-def is_transient(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Tell whether waiters should not get this error: a busy, full or read-only database."""
     return isinstance(error, (DatabaseBusy, DatabaseFull, ReadOnlyDatabase)) or (
         getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -229,8 +231,3 @@ def _name(key: Hashable) -> str:
         kind, what = key
         return f"{kind} number {what}" if isinstance(what, int) else f"{kind} {what}"
     return f"job number {key}" if isinstance(key, int) else str(key)
-
-
-def _level_of(error: Exception) -> int:
-    known = isinstance(error, (JobcoreError, OSError))
-    return logging.WARNING if known else logging.ERROR

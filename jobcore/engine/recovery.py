@@ -22,7 +22,7 @@ from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import DIRECTORY_WORKER, handed_over
-from jobcore.engine import orphans
+from jobcore.engine import orphans, procfs
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories, recorded_namespace
 from jobcore.engine.ownership import Ownership
@@ -510,8 +510,7 @@ class Recovery:
         Raises:
             _OrphansAlive: Its processes need more time to die.
         """
-        with self._database.read() as connection:
-            current = transitions.find(connection, run.number)
+        current = self._read(run)
         if current is None or not current.supervised:
             return current, None
         if directory is None:
@@ -591,7 +590,7 @@ class Recovery:
             return (), "its processes cannot be seen from this pid namespace"
         if self.is_here(run):
             unreaped = self._kill_leftovers(run, until)
-            unexamined = ", ".join(map(str, orphans.unexamined()))
+            unexamined = ", ".join(map(str, procfs.unanswered()))
             return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
         # This may be a copy, and the processes may belong to the original: leave them alone.
         left = tuple(orphans.find(run.cookie or ""))
@@ -693,7 +692,7 @@ class Recovery:
                 self._look_at_supervisor(run, wake=False)  # the pool of this process wakes it
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
-            fresh = self._sweep_one(run, patience, resting=resting, kill=True, until=until)
+            fresh = self._sweep_one(run, patience, resting=resting, until=until)
             if fresh is not None:
                 offsets[run.number] = fresh.spool_offset
             if fresh is not None and fresh.final:
@@ -764,12 +763,12 @@ class Recovery:
         self.decide(everything=True)
 
     def _sweep_one(
-        self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
+        self, run: Run, patience: float | None, *, resting: bool, until: float
     ) -> Run | None:
         try:
             if not self._has_more(run, output=resting):
                 return run
-            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until)
+            return self._try_to_reconcile(run, patience=patience, kill=True, until=until)
         except NewerProtocol:
             return None
 

@@ -55,11 +55,6 @@ class Supervisor(Peer):
         self.keeper = keeper
         self.warm: tuple[str, ...] | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether it has a job, which it finishes."""
-        return self.token is not None
-
     def send(
         self, token: str, lock: int, directory: int, request: int, *, warm: bool = False
     ) -> str:
@@ -88,6 +83,7 @@ class Supervisor(Peer):
             return "gone"
         self.ready = False
         self.token = token
+        self.busy = True
         return "sent"
 
     def signal_unresponsive(self, number: signal.Signals) -> None:
@@ -114,6 +110,7 @@ class Supervisor(Peer):
     def _note_end(self, notice: Notice) -> None:
         if notice.token == self.token:
             self.token = None
+            self.busy = False
         self.ready = notice.number != 0
         if self.ready:
             self.since = time.monotonic()
@@ -382,7 +379,7 @@ class SupervisorPool(ForkAware):
         self._may_fork = False
         keepers = [] if self._host_keeper is None else self._host_keeper.leave(self)
         for keeper in keepers:
-            keeper.has_jobs = any(one.busy for one in self.supervisors)
+            keeper.busy = any(one.busy for one in self.supervisors)
             if keeper.pid is None:
                 keeper.kill_starter()
         # Wait for pids: without one, a process that becomes our child could not be reaped.

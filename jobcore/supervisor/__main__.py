@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from jobcore.supervisor.host_channel import ReceivedRequest
+    from jobcore.supervisor.messages import Notice
 else:
     import _signal
 
@@ -113,10 +113,10 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
     if channel.pidfd is not None:
         poll.register(channel.pidfd, select.POLLIN)
 
-    def run(received: ReceivedRequest) -> bool:
+    def run(message: Notice, descriptors: list[int]) -> bool:
         if failpoints.armed:
             failpoints.reach(failpoints.REQUEST_RECEIVED)
-        request = accept(received)
+        request = accept(message, descriptors)
         # If another process runs the job, report nothing and exit.
         return request is not None and Execution(request, channel, shutdown, identity).run()
 
@@ -133,9 +133,9 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
         request = channel.receive()
         if request is None and channel.dead:
             return
-        if request is not None and not run(request):
+        if request is not None and not run(*request):
             break
     channel.refuse()
     # On a shutdown, end each request that is still queued; it starts nothing.
     while shutdown.requested and (request := channel.receive()) is not None:
-        run(request)
+        run(*request)

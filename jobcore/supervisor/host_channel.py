@@ -29,26 +29,6 @@ class BadRequestError(Exception):
     """A request that is incomplete, lacks descriptors, or comes from a newer jobcore."""
 
 
-class ReceivedRequest:
-    """
-    A request as received: the token of its message, and three descriptors that we own now.
-
-    Attributes:
-        warm: Whether a warm interpreter may be started for it.
-    """
-
-    __slots__ = ("body", "directory", "lock", "token", "warm")
-
-    def __init__(
-        self, token: str, lock: int, directory: int, body: int, *, warm: bool = False
-    ) -> None:
-        self.token = token
-        self.lock = lock
-        self.directory = directory
-        self.body = body
-        self.warm = warm
-
-
 class HostChannel:
     """
     The connection to the host.
@@ -121,20 +101,16 @@ class HostChannel:
         if self.must_look and not self.dead and not system_calls.is_alive(self._host):
             self.mark_dead()
 
-    def receive(self) -> ReceivedRequest | None:
+    def receive(self) -> tuple[messages.Notice, list[int]] | None:
         """
-        Return the next request, or None if no request is queued. End of file marks the host as
-        dead.
+        Return the next request with its descriptors, which we own now, or None if no request is
+        queued. End of file marks the host as dead.
 
         Raises:
             BadRequestError: The request is incomplete, or comes from a newer jobcore. Its
                 descriptors are closed, which frees its lock. The supervisor must exit.
         """
-        received = self.receive_descriptors(messages.REQUEST, messages.DESCRIPTORS)
-        if received is None:
-            return None
-        message, descriptors = received
-        return ReceivedRequest(message.token, *descriptors, warm=message.number != 0)
+        return self.receive_descriptors(messages.REQUEST, messages.DESCRIPTORS)
 
     def receive_descriptors(
         self, kind: int, count: int

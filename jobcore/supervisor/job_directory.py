@@ -588,25 +588,6 @@ class ExitRecord:
             else None.
     """
 
-    __slots__ = (
-        "cpu_us",
-        "dropped",
-        "duration_ns",
-        "ended_ns",
-        "errno",
-        "left",
-        "max_rss",
-        "next_sequence",
-        "note",
-        "reason",
-        "spawned_ns",
-        "spool_end",
-        "stage",
-        "token",
-        "unreaped",
-        "wait_status",
-    )
-
     def __init__(
         self,
         *,
@@ -647,10 +628,7 @@ class ExitRecord:
 
 def write_exit(directory: int, record: ExitRecord, *, sync: bool = False) -> None:
     """Write the exit record atomically. The caller holds the lock, so it is the only writer."""
-    fields: dict[str, str | int | None] = {
-        name: getattr(record, name) for name in ExitRecord.__slots__ if name != "unreaped"
-    }
-    fields["unreaped"] = " ".join(map(str, record.unreaped))
+    fields = {**vars(record), "unreaped": " ".join(map(str, record.unreaped))}
     if record.left is None:
         del fields["left"]  # an older host refuses unknown fields
     write_record(directory, EXIT, fields, sync=sync)
@@ -666,13 +644,12 @@ def read_exit(directory: int, token: str) -> ExitRecord | None:
     fields = read_record(directory, EXIT)
     if fields is None or fields.get("token") != token:
         return None
-    unreaped = str(fields.pop("unreaped") or "")
-    # Ignore fields of a later jobcore.
-    known = {name: value for name, value in fields.items() if name in ExitRecord.__slots__}
-    return ExitRecord(
-        unreaped=tuple(int(pid) for pid in unreaped.split()),
-        **known,  # type: ignore[arg-type]  # the CRC says these are the fields that were written
-    )
+    record = ExitRecord(token=token, reason=str(fields["reason"]))
+    for name, value in fields.items():
+        if name in vars(record):  # else a later jobcore has written it
+            setattr(record, name, value)
+    record.unreaped = tuple(int(pid) for pid in str(fields["unreaped"] or "").split())
+    return record
 
 
 # --- spool ------------------------------------------------------------------

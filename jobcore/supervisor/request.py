@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from typing import Any
 
-    from jobcore.supervisor.host_channel import ReceivedRequest
+    from jobcore.supervisor.messages import Notice
 else:
     import _signal
 
@@ -39,22 +39,6 @@ class Request:
         redact: Values to mask in the output.
         tells_left: Whether the host's version can read the number of processes that were left.
     """
-
-    __slots__ = (
-        "directory",
-        "grace",
-        "linger",
-        "lock",
-        "name",
-        "output_limit",
-        "program",
-        "redact",
-        "stop_group",
-        "stop_signal",
-        "tells_left",
-        "timeout",
-        "token",
-    )
 
     def __init__(
         self,
@@ -92,9 +76,9 @@ class Request:
         self.redact: list[bytes] = fields["redact"]
 
 
-def accept(received: ReceivedRequest) -> Request | None:
+def accept(message: Notice, descriptors: list[int]) -> Request | None:
     """
-    Take over a job; None: another process has its lock.
+    Take over the job of a received request; None: another process has its lock.
 
     The lock moves from the byte of the host, which prepared it, to the byte of the
     supervisor, and is never free in between. The descriptors of the request are closed,
@@ -104,30 +88,31 @@ def accept(received: ReceivedRequest) -> Request | None:
         NewerProtocol: The request is from a newer jobcore.
         ValueError: Request and message are of different runs.
     """
+    prepared_lock, directory, body = descriptors
     lock = -1
     try:
-        lock = job_directory.open_lock(received.directory)
+        lock = job_directory.open_lock(directory)
         if job_directory.try_lock(lock, job_directory.RUNNING):
             if failpoints.armed:
                 failpoints.reach(failpoints.LOCK_TAKEN)
-            preparing, running = job_directory.spans_of(received.token)
+            preparing, running = job_directory.spans_of(message.token)
             job_directory.try_lock(lock, running)
             # Unlock, not just close: forks of the host may have copies of the descriptor.
-            job_directory.unlock(received.lock, job_directory.PREPARING)
-            job_directory.unlock(received.lock, preparing)
+            job_directory.unlock(prepared_lock, job_directory.PREPARING)
+            job_directory.unlock(prepared_lock, preparing)
             if failpoints.armed:
                 failpoints.reach(failpoints.BYTE_0_RELEASED)
-            fields = _read(received.body)
+            fields = _read(body)
             if fields["version"] > PROTOCOL_VERSION:
                 raise NewerProtocol(fields["version"])
-            if fields["token"] != received.token:
+            if fields["token"] != message.token:
                 raise ValueError("the request is of another run than its message")
-            request = Request(received.token, lock, received.directory, fields, warm=received.warm)
-            lock = received.directory = -1
+            request = Request(message.token, lock, directory, fields, warm=message.number != 0)
+            lock = directory = -1
             return request
         return None
     finally:
-        for descriptor in (lock, received.lock, received.body, received.directory):
+        for descriptor in (lock, prepared_lock, body, directory):
             if descriptor >= 0:
                 os.close(descriptor)
 

@@ -264,7 +264,6 @@ class Warm:
         return why
 
     def _reap(self) -> None:
-        """Reap the interpreters that have ended."""
         for pid in tuple(self.children):
             try:
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:

@@ -14,7 +14,7 @@ from jobcore.embedding import telemetry
 from jobcore.embedding.failpoints import Crashed
 from jobcore.supervisor import messages
 from jobcore.supervisor.execution import Execution, Identity
-from jobcore.supervisor.host_channel import HostChannel, ReceivedRequest
+from jobcore.supervisor.host_channel import HostChannel
 from jobcore.supervisor.request import Request, accept
 from jobcore.supervisor.stop_requests import Shutdown
 from jobcore.testing.script import Script
@@ -134,15 +134,15 @@ class ScriptedSupervisor:
         self._channel.flush()
         request = self._channel.receive()
         if request is not None:
-            self._begin(request)
+            self._begin(*request)
             return True
         if self._leaving or self._channel.dead:
             self.die()  # it is idle, so nothing is lost
             return True
         return False
 
-    def _begin(self, received: ReceivedRequest) -> None:
-        request = accept(received)
+    def _begin(self, message: messages.Notice, descriptors: list[int]) -> None:
+        request = accept(message, descriptors)
         if request is None:
             self.die()  # another process runs the job: report nothing and exit
             return

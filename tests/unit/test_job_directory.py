@@ -197,9 +197,7 @@ def test_exit_record_is_of_one_run(directory):
     job_directory.write_exit(directory, record)
     found = job_directory.read_exit(directory, token)
 
-    assert {name: getattr(found, name) for name in record.__slots__} == {
-        name: getattr(record, name) for name in record.__slots__
-    }
+    assert vars(found) == vars(record)
     assert job_directory.read_exit(directory, "cd" * 16) is None
 
 

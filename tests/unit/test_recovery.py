@@ -316,7 +316,7 @@ def test_unexaminable_processes_are_named_in_the_log(jobs, scripted, monkeypatch
     run = scripted()
     run.started()
     run.die()
-    monkeypatch.setattr(orphans, "unexamined", lambda: [12, 34])
+    monkeypatch.setattr(procfs, "unanswered", lambda: [12, 34])
     jobs.recover()
 
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
