@@ -1534,8 +1534,7 @@ class JobManager:
 
         with self._database.read() as connection:
             run = job_rows.run_of(require_job(connection, job_id))
-        found = usage.try_to_measure(self._directories, run)
-        return None if found is None else Usage(**found._asdict())
+        return usage.try_to_measure(self._directories, run)
 
     def result(self, job_id: Id) -> Any:
         """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import NamedTuple
 
 from jobcore.embedding.worker import DIRECTORY_WORKER
 from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.procfs import ROOT
 from jobcore.errors import DatabaseBusy, StoreError
+from jobcore.models import Usage
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import (
     NewerProtocol,
@@ -29,36 +29,20 @@ MOST_PROCESSES = 10_000
 _UTIME, _CSTIME, _RSS = 11, 14, 21
 
 
-class Measured(NamedTuple):
-    """
-    The sums over the processes of a job.
-
-    Attributes:
-        cpu_seconds: CPU time of the processes, and of those that they have waited for.
-        rss: Resident memory, in bytes.
-        processes: How many they are.
-    """
-
-    cpu_seconds: float
-    rss: int
-    processes: int
-
-
-def try_to_measure(directories: Directories, run: Run) -> Measured | None:
-    """Return the result of `measure`; None also if the directories cannot be read now."""
-    try:
-        return DIRECTORY_WORKER.call(partial(measure, directories, run), patience=READ_PATIENCE)
-    except DatabaseBusy:
-        return None
-
-
-def measure(directories: Directories, run: Run) -> Measured | None:
+def try_to_measure(directories: Directories, run: Run) -> Usage | None:
     """
     Measure the processes of a job that runs under a supervisor.
 
     Returns:
-        The sums; None: no process of it can be seen from this process.
+        The sums; None: no process of it can be seen from this process, or not now.
     """
+    try:
+        return DIRECTORY_WORKER.call(partial(_measure, directories, run), patience=READ_PATIENCE)
+    except DatabaseBusy:
+        return None
+
+
+def _measure(directories: Directories, run: Run) -> Usage | None:
     if not run.supervised or run.boot_id != directories.boot_id:
         return None
     try:
@@ -72,8 +56,10 @@ def measure(directories: Directories, run: Run) -> Measured | None:
     if not found:
         return None
     ticks, pages = (sum(column) for column in zip(*found, strict=True))
-    return Measured(
-        ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"), len(found)
+    return Usage(
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+        rss=pages * os.sysconf("SC_PAGE_SIZE"),
+        processes=len(found),
     )
 
 

@@ -127,17 +127,6 @@ def connect(
     return connection
 
 
-def abandon(connections: Sequence[SqliteConnection]) -> None:
-    """
-    Never close these connections, whose descriptors may be other files' by now.
-
-    SQLite would close those, and copy the write-ahead log into one of them.
-    """
-    for connection in connections:
-        connection.is_abandoned = True
-    keep_forever(connections)
-
-
 def keep_forever(connections: Sequence[sqlite3.Connection]) -> None:
     """Leak a reference to each connection, so that not even a finaliser closes it here."""
     import ctypes  # noqa: PLC0415 - needed here alone, and slow to load

@@ -14,6 +14,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -28,7 +29,7 @@ from jobcore.errors import (
 )
 from jobcore.storage import filesystem, permissions, schema
 from jobcore.storage.checkpointer import Checkpointer
-from jobcore.storage.connections import SqliteConnection, abandon, connect, keep_forever, uri_of
+from jobcore.storage.connections import SqliteConnection, connect, keep_forever, uri_of
 from jobcore.storage.damage import unchangeable
 from jobcore.storage.reading import (
     Holder,
@@ -96,7 +97,10 @@ class Database(locks.ForkAware):
             )
             permissions.require_private_files(self.path)
             permissions.require_single_names(self.path)
-            filesystem.require_own_root(self.path)
+            with suppress(
+                FileNotFoundError
+            ):  # it may be missing, but not another user's, or a link
+                os.close(filesystem.open_root(self.path, create=False))
             if create:
                 filesystem.make_database_file(self.path)
             elif not os.path.lexists(self.path):
@@ -340,8 +344,15 @@ class Database(locks.ForkAware):
         return self.readers.closed
 
     def abandon_connections(self) -> None:
-        """Never close the connections that are open now, whose descriptors others have closed."""
-        abandon([connection for connection in self._opened if not connection.is_abandoned])
+        """
+        Never close the connections of now, whose descriptors may be other files' by now.
+
+        SQLite would close those, and copy the write-ahead log into one of them.
+        """
+        opened = [connection for connection in self._opened if not connection.is_abandoned]
+        for connection in opened:
+            connection.is_abandoned = True
+        keep_forever(opened)
 
     def close_connections(self) -> None:
         """Close every connection; those in use are closed when they are given back."""

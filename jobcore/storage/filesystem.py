@@ -175,20 +175,6 @@ def open_root(database: str, *, create: bool) -> int:
         raise StoreMismatch(f"{path}: {error.strerror or error}", error.errno) from error
 
 
-def require_own_root(database: str) -> None:
-    """
-    Refuse a root that is a link or is not private to this user. It may be missing.
-
-    Raises:
-        StoreMismatch: The root is a link, or is not private to this user.
-    """
-    try:
-        root = open_root(database, create=False)
-    except FileNotFoundError:
-        return
-    os.close(root)
-
-
 def read_store_id(root: int, database: str) -> str | None:
     """
     Return the store id in the root; None: there is none yet.

@@ -245,16 +245,11 @@ def as_read(values: dict[str, Any]) -> dict[str, Any]:
 
 def _stored(values: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of a new job in the form in which the file stores them."""
-    data, pipeline_id, retry_of = values["data"], values["pipeline_id"], values["retry_of"]
-    return {
-        **values,
-        "id": values["id"].hex,
-        "workspace_id": values["workspace_id"].hex,
-        "pipeline_id": None if pipeline_id is None else pipeline_id.hex,
-        "retry_of": None if retry_of is None else retry_of.hex,
-        "hook_of": None if values["hook_of"] is None else values["hook_of"].hex,
-        "data": None if data is None else write_json(data),
-    }
+    stored = {**values, "data": None if values["data"] is None else write_json(values["data"])}
+    for name in ("id", "workspace_id", "pipeline_id", "retry_of", "hook_of"):
+        if values[name] is not None:
+            stored[name] = values[name].hex
+    return stored
 
 
 _FIND_JOB = RowStatement(select(job).where(job.c.id == bindparam("of_id"), IS_VISIBLE))
