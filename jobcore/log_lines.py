@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
-from jobcore.models import LogLine, log_lines, text_of
+from jobcore.models import LogLine, log_lines
 
 #: The most lines that are made at once; a group of lost lines may have a million.
 LINES_AT_ONCE = 4096
@@ -46,18 +46,17 @@ class LineGroup(NamedTuple):
         return (found + [b""] * self.line_count)[: self.line_count]
 
     @property
-    def texts(self) -> list[str]:
-        """The `text` of each line."""
-        try:
-            text = self.raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return [text_of(raw) for raw in self.raw_lines]
-        if "\r" in text:  # this search is much faster than that for the two characters
-            text = text.replace("\r\n", "\n")
-        found = text.split("\n")
-        if not found[-1]:
-            del found[-1]  # after the last line end
-        return found if len(found) == self.line_count else [text_of(raw) for raw in self.raw_lines]
+    def messages(self) -> bytes:
+        """The `text` of each line in UTF-8, each with an LF."""
+        raw = self.raw if self.raw.isascii() else self.raw.decode("utf-8", "replace").encode()
+        if b"\r" in raw:  # this search is much faster than that for the two characters
+            raw = raw.replace(b"\r\n", b"\n")
+        if raw[-1:] != b"\n":
+            raw += b"\n"
+        missing = self.line_count - raw.count(b"\n")
+        if missing < 0:  # more lines than the header of the frame says
+            return b"".join(io.BytesIO(raw).readlines()[: self.line_count])
+        return raw + b"\n" * missing
 
     def between(self, begin: int, end: int) -> LineGroup:
         """Return the group without the lines before the number `begin` and from `end` on."""

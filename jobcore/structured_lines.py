@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 #: The most levels of nesting that are accepted. Log lines have a few; JSON libraries fail
@@ -51,13 +52,79 @@ _AS_WRITTEN = re.compile(rf"\{{{_TEXT}: {_VALUE}(?:, {_TEXT}: {_VALUE})*\}}")
 
 def object_json(text: str) -> str | None:
     """Return the object of `object_in` as JSON, as `json.dumps` writes it without escapes."""
-    if _AS_WRITTEN.fullmatch(text):  # twice as fast as parsing and writing it
-        parts = text.split('"')  # in turn what is between texts, and texts
-        keys = [one for one, after in zip(parts[1::2], parts[2::2], strict=True) if after[0] == ":"]
-        if len(set(keys)) == len(keys):
-            return text
+    if _keys_as_written(text):  # twice as fast as parsing and writing it
+        return text
     found = object_in(text)
     return None if found is None else ENCODER.encode(found)
+
+
+def _keys_as_written(text: str) -> list[str]:
+    """Return the keys of an object that parsing and writing leaves as it is; [] for others."""
+    if not _AS_WRITTEN.fullmatch(text):
+        return []
+    parts = text.split('"')  # in turn what is between texts, and texts
+    keys = [one for one, after in zip(parts[1::2], parts[2::2], strict=True) if after[0] == ":"]
+    return keys if len(set(keys)) == len(keys) else []
+
+
+class ObjectFinder:
+    """
+    Finds the lines of a log that are JSON objects.
+
+    The objects of a log are of a few kinds: of one kind are those with the same keys in the same
+    order. Once a kind is known, its objects are found by a regular expression alone. That takes
+    a fifth of the time of `object_json`.
+    """
+
+    #: The most kinds that are known. Each takes a millisecond to learn.
+    MOST_KINDS = 4
+    #: After so many objects of no known kind, the last one's is learned. They have taken longer
+    #: than that.
+    LEARN_AFTER = 500
+
+    def __init__(self) -> None:
+        self._kinds: list[str] = []
+        self._unknown = 0
+        self._pattern = _lines_with_objects(self._kinds)
+
+    def find(self, lines: bytes) -> Iterator[tuple[int, bytes]]:
+        """
+        Yield each object, as `object_json` returns it, after the offset of its line's end.
+
+        Args:
+            lines: The lines, in UTF-8, with an LF before the first and after each of them.
+        """
+        if b"{" not in lines:
+            return
+        for match in self._pattern.finditer(lines):
+            known: bytes | None = match[1]
+            if known is not None:
+                yield match.end(), known
+                continue
+            text = match[0][1:].decode("utf-8")
+            found = object_json(text)
+            if found is not None:
+                self._note(text)
+                yield match.end(), found.encode("utf-8")
+
+    def _note(self, text: str) -> None:
+        """Count an object of no known kind, and learn its kind if there were many."""
+        self._unknown += 1
+        if self._unknown < self.LEARN_AFTER or len(self._kinds) == self.MOST_KINDS:
+            return
+        self._unknown = 0
+        keys = _keys_as_written(text)
+        if keys:
+            members = ", ".join(f'"{re.escape(key)}": {_VALUE}' for key in keys)
+            self._kinds.append(rf"\{{{members}\}}")
+            self._pattern = _lines_with_objects(self._kinds)
+
+
+def _lines_with_objects(kinds: list[str]) -> re.Pattern[bytes]:
+    """Return a pattern of lines, with the LF before them; group 1 is an object of these kinds."""
+    any_line = r"[ \t\r]*\{[^\n]*"
+    known = "|".join(kinds) or "(?!)"
+    return re.compile(rf"\n(?:({known})(?=\n)|{any_line})".encode())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

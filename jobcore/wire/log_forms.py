@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from jobcore.clock import iso_utc, to_datetime
 from jobcore.log_lines import LineGroup, taken_in_groups
 from jobcore.models import LogLine, line_object
-from jobcore.structured_lines import BEGINNINGS, ENCODER, object_json
+from jobcore.structured_lines import ENCODER, ObjectFinder
 from jobcore.wire.accept import EVENT_STREAM, TEXT
 
-#: What `ENCODER` uses for texts.
-_QUOTED = json.encoder.encode_basestring
+#: What to replace in messages, in this order: what JSON escapes, as `ENCODER` does it, and `%`,
+#: because the numbers are inserted with `%`. LF ends each line.
+_ESCAPES = [(b"%", b"%%")] + [
+    (bytes([code]), ENCODER.encode(chr(code))[1:-1].encode()) for code in b'\\"' + bytes(range(32))
+]
+_ESCAPES.remove((b"\n", b"\\n"))
+_AS_THEY_ARE = bytes(set(range(256)) - {old[0] for old, _ in _ESCAPES})
 
 
 def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
@@ -155,6 +159,7 @@ class NdjsonForm(Form):
 
     def __init__(self) -> None:
         self._stamped: tuple[datetime | None, str] = (None, "")
+        self._finder = ObjectFinder()
 
     def encode(self, line: LogLine) -> bytes:
         """Return a line as bytes."""
@@ -172,21 +177,28 @@ class NdjsonForm(Form):
         return map(self._encoded, group.parts())
 
     def _encoded(self, group: LineGroup) -> bytes:
+        # All lines at once, with no step of Python for a single one that is not an object: each
+        # line end becomes what is between two messages, with a place for the next line's number.
         timestamp = iso_utc(to_datetime(group.time_ns // 1000))
-        middle = f', "timestamp": "{timestamp}", "stream": "{group.stream}", "message": '
-        tail = ', "partial": true}\n' if group.partial else "}\n"
-        lines = enumerate(group.texts, group.first)
-        if group.partial or b"{" not in group.raw:
-            found = [
-                f'{{"sequence": {number}{middle}{_QUOTED(text)}{tail}' for number, text in lines
-            ]
-        else:
-            found = [
-                f'{{"sequence": {number}{middle}{_QUOTED(text)}'
-                f"{_fields_of(text) if text[:1] in BEGINNINGS else ''}}}\n"
-                for number, text in lines
-            ]
-        return "".join(found).encode("utf-8")
+        middle = f', "timestamp": "{timestamp}", "stream": "{group.stream}", "message": "'
+        head = b'{"sequence": %d' + middle.encode()
+        tail = b'", "partial": true}\n' if group.partial else b'"}\n'
+        lines = b"\n" + group.messages
+        special = lines.translate(None, _AS_THEY_ARE)
+        escapes = [one for one in _ESCAPES if one[0] in special]
+        pieces: list[bytes] = []
+        begin = 0
+        for end, fields in () if group.partial else self._finder.find(lines):
+            pieces += (
+                _replaced(lines[begin:end], escapes),
+                b'", "fields": ',
+                fields.replace(b"%", b"%%"),
+                b"\r",  # in place of the LF: no other CR is left
+            )
+            begin = end + 1
+        pieces.append(_replaced(lines[begin:], escapes))
+        text = b"".join(pieces).replace(b"\n", tail + head).replace(b"\r", b"}\n" + head)
+        return text[len(tail) : -len(head)] % tuple(range(group.first, group.end))
 
     def _object(self, line: LogLine) -> bytes:
         timestamp = line.timestamp
@@ -217,10 +229,10 @@ class EventForm(NdjsonForm):
         return self.encode_each(group)
 
 
-def _fields_of(text: str) -> str:
-    """Return the member `fields` for a message that is a JSON object; "" for others."""
-    fields = object_json(text)
-    return "" if fields is None else f', "fields": {fields}'
+def _replaced(text: bytes, replacements: list[tuple[bytes, bytes]]) -> bytes:
+    for old, new in replacements:
+        text = text.replace(old, new)
+    return text
 
 
 def form_of(media_type: str) -> Form:

@@ -16,6 +16,7 @@ from jobcore.cli.log_printer import LogPrinter
 from jobcore.log_lines import LINES_AT_ONCE, LineGroup, Lines, taken_in_groups
 from jobcore.models import LogLine
 from jobcore.operations import waiting
+from jobcore.structured_lines import ObjectFinder
 from jobcore.supervisor import frames
 from jobcore.wire.log_forms import EventForm, NdjsonForm, TextForm
 
@@ -70,6 +71,58 @@ def test_groups_become_the_same_bytes_as_lines(form):
         assert b"".join(form().encode_together(Lines.of(some))) == b"".join(expected)
 
 
+ALPHABET = [
+    b"a", b"%", b"%d", b"%%", b'"', b"\\", b"\\n", b"\r", b"\0", b"\x1b", b"\x7f", b"\t", b" ",
+    b"{", b"}", b'{"a": 1}', b'{"%s": "\\u00e9"}', "\u2028é😀\x85".encode(), b"\xed\xa0\x80",
+    b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\x0c",
+]  # fmt: skip
+
+
+def test_lines_of_any_bytes_become_the_same_json_in_groups():
+    """Escapes, invalid UTF-8 and format characters are the same in a group and line by line."""
+    chance = random.Random(9)
+    for _ in range(500):
+        lines = [
+            b"".join(chance.choices(ALPHABET, k=chance.randrange(6)))
+            + chance.choice([b"\n", b"\r\n"])
+            for _ in range(chance.randrange(1, 9))
+        ]
+        if chance.random() < 0.3:
+            lines[-1] = lines[-1].rstrip(b"\r\n") or b"x"
+        group = LineGroup(
+            chance.randrange(20), len(lines), 0, "stdout", partial=False, raw=b"".join(lines)
+        )
+        expected = list(map(NdjsonForm().encode, line_by_line([group])))
+
+        assert list(NdjsonForm().encode_each(group)) == expected
+
+
+KINDS = [
+    b'{"a": %d}', b'{"a": "%d"}', b'{"b": %d, "a": true}', b'{"a": %d, "a": 1}', b'{"%%": %d}',
+    b'{"a": %d, "b": false}', b' {"a": %d}\r', b'{"a": %d.5}', b'{"a": 0%d}', b'{"a": [%d]}',
+    b'{"b": "\xff%d", "a": true}', b'{"b": "\xc3\xa9%d", "a": null}', b'{"a": %d} ', b'{"a": %d}x',
+    b'{"a.c": %d}', b'{"axc": %d}', b'{"a": "\t%d"}', b'{"a": "\\"%d"}', b'{"a":%d}', b"plain %d",
+]  # fmt: skip
+
+
+def test_objects_of_known_kinds_become_the_same_json(monkeypatch):
+    """Once kinds of objects are known, the lines are the same as before, whatever kinds follow."""
+    monkeypatch.setattr(ObjectFinder, "LEARN_AFTER", 3)
+    chance = random.Random(10)
+    learned = set()
+    for _ in range(60):
+        form = NdjsonForm()
+        some = chance.sample(KINDS, 8)
+        for first in range(0, 200, 20):
+            lines = [chance.choice(some) % chance.randrange(99) + b"\n" for _ in range(20)]
+            group = LineGroup(first, 20, 0, "output", partial=False, raw=b"".join(lines))
+            expected = list(map(NdjsonForm().encode, line_by_line([group])))
+
+            assert list(form.encode_each(group)) == expected
+        learned.add(len(form._finder._kinds))
+    assert max(learned) == ObjectFinder.MOST_KINDS
+
+
 def test_group_is_cut_between_lines():
     """A part of a group has the lines of that part."""
     chance = random.Random(4)
@@ -87,7 +140,7 @@ def test_header_decides_the_number_of_lines():
     more = LineGroup(5, 1, 0, "output", partial=False, raw=b"a\nb\n")
 
     assert [line.raw for line in Lines.of([fewer])] == [b"a\n", b"b", b""]
-    assert (fewer.texts, more.texts) == (["a", "b", ""], ["a"])
+    assert (fewer.messages, more.messages) == (b"a\nb\n\n", b"a\n")
     assert [line.raw for line in Lines.of([more])] == [b"a\n"]
 
 
