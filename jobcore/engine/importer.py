@@ -22,7 +22,7 @@ from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.engine.job_directories import Directories
 from jobcore.lifecycle import Ending, Reason, Status
-from jobcore.storage import log_segments, settlement, transitions
+from jobcore.storage import compression, log_segments, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import (
@@ -85,12 +85,14 @@ class NewContent:
         """Whether there is nothing to write."""
         return self.exit is None and self.offset == self.run.spool_offset and not self.slices
 
-    def add(self, buffer: memoryview, frame: frames.Frame) -> None:
+    def add(self, buffer: bytes, frame: frames.Frame) -> None:
         """Add the next frame; its bytes in the buffer are not copied."""
         if frame.count:  # otherwise it has no lines, and the next frame has the same number
-            self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
+            log_segments.append_to(
+                self.slices, frame.first, frame.count, buffer, frame.begin, frame.end
+            )
         elif frame.stream == frames.PROGRESS:
-            said = progress.parse(bytes(buffer[frame.start : frame.end]))
+            said = progress.parse(buffer[frame.start : frame.end])
             if said is not None:  # None: perhaps the format of a later jobcore
                 self.report = Report(*said, at=frame.time_ns // 1000)
         self.offset += frame.end - frame.begin
@@ -122,11 +124,8 @@ class NewContent:
 
     def _add_system(self, payload: bytes, count: int, time_ns: int) -> None:
         header = frames.encode_header(frames.SYSTEM, 0, self.next_sequence, count, time_ns, payload)
-        self._append(self.next_sequence, count, header + payload)
+        log_segments.append_to(self.slices, self.next_sequence, count, header + payload)
         self.next_sequence += count
-
-    def _append(self, first: int, count: int, data: bytes | memoryview) -> None:
-        log_segments.append_to(self.slices, first, count, data)
 
 
 def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
@@ -254,7 +253,7 @@ class Importer:
         while content.offset < end.spool_end:
             self._read_frames(content, directory, end)
             for piece in content.slices:
-                for frame in frames.scan(piece.data):
+                for frame in frames.scan(bytes(piece.data)):
                     see(frame)
             content.slices = []
         return content.next_sequence
@@ -339,12 +338,11 @@ class Importer:
         while taken < BATCH_BYTES and (end is None or content.offset < end):
             size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - content.offset)
             buffer = job_directory.read_spool(directory, content.offset, size)
-            view = memoryview(buffer)
             position = 0
-            for frame in frames.scan(buffer):
+            for frame in frames.scan(buffer, crc32=compression.fastest().crc32):
                 if frame.first != content.next_sequence:
                     break  # valid, but not the next one: something before it is missing
-                content.add(view, frame)
+                content.add(buffer, frame)
                 position = frame.end
             taken += position
             if position:

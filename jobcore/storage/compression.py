@@ -1,5 +1,5 @@
 """
-Compresses log segments, with ISA-L if the package `isal` is installed.
+Compresses and checks log segments, with ISA-L if the package `isal` is installed.
 
 ISA-L is several times as fast as zlib and writes the same format. So each of them reads what the
 other has written, and a file can move to a machine without it.
@@ -23,15 +23,17 @@ class Library(NamedTuple):
     Attributes:
         compress: Takes the bytes and the level.
         decompress: Takes the compressed bytes.
+        crc32: Takes bytes, and the CRC of those before them.
         error: What `decompress` raises for damaged bytes.
     """
 
-    compress: Callable[[bytes | bytearray, int], bytes]
+    compress: Callable[[bytes | bytearray | memoryview, int], bytes]
     decompress: Callable[[bytes], bytes]
+    crc32: Callable[[bytes | memoryview, int], int]
     error: type[Exception]
 
 
-ZLIB = Library(zlib.compress, zlib.decompress, zlib.error)
+ZLIB = Library(zlib.compress, zlib.decompress, zlib.crc32, zlib.error)
 
 
 @cache
@@ -42,10 +44,10 @@ def fastest() -> Library:
         isal = importlib.import_module("isal.isal_zlib")
     except ImportError:
         return ZLIB
-    return Library(isal.compress, isal.decompress, isal.error)
+    return Library(isal.compress, isal.decompress, isal.crc32, isal.error)
 
 
-def compress(data: bytes | bytearray) -> bytes:
+def compress(data: bytes | bytearray | memoryview) -> bytes:
     """Return the compressed bytes."""
     return fastest().compress(data, COMPRESSION_LEVEL)
 

@@ -40,22 +40,27 @@ class Slice:
 
     __slots__ = ("_parts", "count", "first", "size")
 
-    def __init__(self, first: int, count: int, data: bytes | memoryview) -> None:
+    def __init__(self, first: int, count: int, buffer: bytes, begin: int, end: int) -> None:
         self.first = first
         self.count = count
-        self.size = len(data)
-        self._parts = [data]
+        self.size = end - begin
+        self._parts = [(buffer, begin, end)]
 
     @property
-    def data(self) -> bytes:
-        """The frames."""
-        return b"".join(self._parts)
+    def data(self) -> bytes | memoryview:
+        """The frames. They are copied only if they come from several buffers."""
+        parts = [memoryview(buffer)[begin:end] for buffer, begin, end in self._parts]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def append(self, count: int, data: bytes | memoryview) -> None:
-        """Append `count` lines as frames."""
+    def append(self, count: int, buffer: bytes, begin: int, end: int) -> None:
+        """Append `count` lines as frames, which are between two offsets of the buffer."""
         self.count += count
-        self.size += len(data)
-        self._parts.append(data)
+        self.size += end - begin
+        last, first, last_end = self._parts[-1]
+        if last is buffer and last_end == begin:
+            self._parts[-1] = (buffer, first, end)
+        else:
+            self._parts.append((buffer, begin, end))
 
 
 _INSERT = Statement(
@@ -252,7 +257,7 @@ def groups(
     """
     data = unpack(row)
     end = 0
-    for frame in frames.scan(data):
+    for frame in frames.scan(data, crc32=compression.fastest().crc32):
         end = frame.end
         after = frame.first + frame.count
         if after <= sequence:
@@ -491,13 +496,26 @@ def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: i
     return slices
 
 
-def append_to(slices: list[Slice], first: int, count: int, data: bytes | memoryview) -> None:
-    """Append a frame to the last slice; if the slice would get too large, begin a new one."""
+def append_to(
+    slices: list[Slice],
+    first: int,
+    count: int,
+    buffer: bytes,
+    begin: int = 0,
+    end: int | None = None,
+) -> None:
+    """
+    Append a frame to the last slice; if the slice would get too large, begin a new one.
+
+    Args:
+        buffer, begin, end: The frame is between these offsets; None: up to the end.
+    """
+    end = len(buffer) if end is None else end
     last = slices[-1] if slices else None
-    if last is not None and last.size + len(data) <= SEGMENT_BYTES:
-        last.append(count, data)
+    if last is not None and last.size + end - begin <= SEGMENT_BYTES:
+        last.append(count, buffer, begin, end)
     else:
-        slices.append(Slice(first, count, data))
+        slices.append(Slice(first, count, buffer, begin, end))
 
 
 def append_task_lines(

@@ -16,7 +16,9 @@ from jobcore.supervisor import PROTOCOL_VERSION, NewerProtocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Crc32 = Callable[[bytes | memoryview, int], int]
 
 # The stream that the lines of a frame come from.
 SYSTEM = 0  # jobcore's own lines about the job
@@ -79,9 +81,12 @@ def encode_header(
     return unsigned + zlib.crc32(payload, zlib.crc32(unsigned)).to_bytes(4, "little")
 
 
-def decode(buffer: bytes, offset: int = 0) -> Frame | None:
+def decode(buffer: bytes, offset: int = 0, crc32: Crc32 = zlib.crc32) -> Frame | None:
     """
     Return the frame at `offset`; None: there is no complete and undamaged one.
+
+    Args:
+        crc32: What to check it with, if there is something faster than zlib.
 
     Raises:
         NewerProtocol: A newer jobcore wrote it.
@@ -99,16 +104,16 @@ def decode(buffer: bytes, offset: int = 0) -> Frame | None:
         # Either the frame is not fully written yet, or the length is damaged.
         return None
     view = memoryview(buffer)
-    if zlib.crc32(view[start:end], zlib.crc32(view[offset : offset + _UNSIGNED])) != crc:
+    if crc32(view[start:end], crc32(view[offset : offset + _UNSIGNED], 0)) != crc:
         return None
     if version > PROTOCOL_VERSION:
         raise NewerProtocol(version)
     return Frame(offset, stream, flags, first, count, length, time_ns)
 
 
-def scan(buffer: bytes, offset: int = 0) -> Iterator[Frame]:
+def scan(buffer: bytes, offset: int = 0, crc32: Crc32 = zlib.crc32) -> Iterator[Frame]:
     """Yield the frames from `offset` on, until the first position without a valid frame."""
-    while (frame := decode(buffer, offset)) is not None:
+    while (frame := decode(buffer, offset, crc32)) is not None:
         yield frame
         offset = frame.end
 

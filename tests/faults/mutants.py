@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant(
         "a frame's checksum is not looked at",
         "supervisor/frames.py",
-        "    if zlib.crc32(view[start:end], zlib.crc32(view[offset : offset + _UNSIGNED])) != crc:\n"
+        "    if crc32(view[start:end], crc32(view[offset : offset + _UNSIGNED], 0)) != crc:\n"
         "        return None\n",
         "    del view\n",
         (FRAMES, IMPORTER),
