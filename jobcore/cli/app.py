@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 from uuid import UUID
 
 import typer
@@ -244,17 +244,57 @@ def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(function, eval_str=True)
     of_program = [
-        inspect.Parameter("db", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Db),
-        inspect.Parameter(
-            "trust_directory", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Trust
-        ),
-        inspect.Parameter("utc", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Utc),
+        _option("db", None, _Db),
+        _option("trust_directory", False, _Trust),
+        _option("utc", False, _Utc),
     ]
-    show_parameters(verb, [*signature.parameters.values(), *of_program])
+    _show_parameters(verb, [*signature.parameters.values(), *of_program])
     return verb
 
 
-def show_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> None:
+def takes(kind: type, *names: str, into: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """
+    Return a decorator that gives a command the options that are the fields of a dataclass.
+
+    They stand in the place of the command's parameter `into`, which gets an instance.
+
+    Args:
+        kind: The dataclass. Each field has its option as its annotation.
+        names: The fields, in the order of the help. Names of other parameters of the command
+            may stand among them; the class then has no such field, or it keeps its default.
+        into: The name of the parameter.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(function, eval_str=True).parameters
+        fields = [name for name in names if name not in own]
+
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            chosen = kind(**{name: given.pop(name) for name in fields})
+            return function(*args, **{into: chosen}, **given)
+
+        placed = [
+            own[name] if name in own else _option(name, getattr(kind, name), hints[name])
+            for name in names
+        ]
+        parameters: list[inspect.Parameter] = []
+        for one in own.values():
+            parameters += placed if one.name == into else [one] if one.name not in names else []
+        _show_parameters(command, parameters)
+        return command
+
+    return decorate
+
+
+def _option(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _show_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> None:
     """Let the framework see these parameters in place of those that a wrapper has."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -8,7 +8,9 @@ import stat
 import sys
 import termios
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +18,9 @@ import typer
 from jobcore.cli import output, values
 from jobcore.cli.app import PlainHelp, full_id
 from jobcore.cli.values import delay, stored_text, time_limit
-from jobcore.command import MOST_BYTES, Command
+from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, MOST_BYTES, Command
 from jobcore.errors import ArgumentError, CommandError
+from jobcore.hooks import HOOK_STATUSES
 from jobcore.lifecycle import ACTIVE
 
 if TYPE_CHECKING:
@@ -88,16 +91,8 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[--] COMMAND", help="The program and its arguments."),
 ]
-Each = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Run one job for each line of FILE; - reads standard input. The line replaces {} in "
-        "COMMAND, or becomes its last word.",
-    ),
-]
-Null = Annotated[
-    bool, typer.Option("--null", "-0", help="The lines of --each end with NUL, not LF.")
+Name = Annotated[
+    str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
 ]
 Timeout = Annotated[
     float | None,
@@ -105,126 +100,211 @@ Timeout = Annotated[
         parser=time_limit, metavar="TIME", help="Stop the job after this time. [no limit]"
     ),
 ]
-Grace = Annotated[
-    float,
-    typer.Option(
-        parser=delay,
-        metavar="TIME",
-        help="Time from the first signal of a stop to SIGKILL. [10]",
-    ),
-]
-StopSignal = Annotated[
-    str,
-    typer.Option(
-        parser=_signal, metavar="NAME", help="First signal of a stop, such as SIGINT. [SIGTERM]"
-    ),
-]
-Scope = Annotated[
-    StopScope,
-    typer.Option(
-        metavar="SCOPE",
-        help="Who gets that signal: main, the command's own process; or group, all "
-        "processes of the job. [main]",
-    ),
-]
-Linger = Annotated[
-    float,
-    typer.Option(
-        parser=delay,
-        metavar="TIME",
-        help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
-    ),
-]
-Cwd = Annotated[
-    str | None, typer.Option(metavar="DIRECTORY", help="Working directory. [the current one]")
-]
-Env = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
-]
-EnvFile = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE",
-        help="File with lines KEY=VALUE, read now; may be given again. --env comes after it.",
-    ),
-]
-Name = Annotated[
-    str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
-]
-Group = Annotated[
-    str | None,
-    typer.Option(parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."),
-]
-After = Annotated[
-    list[str] | None,
-    typer.Option(metavar="ID", help="Start after this job is COMPLETE; may be given again."),
-]
-Condition = Annotated[
-    RunIf,
-    typer.Option(
-        metavar="WORD",
-        help="How all jobs of --after have to end: complete, failed, or ended (in any way). "
-        "[complete]",
-    ),
-]
-RetryCount = Annotated[
-    int,
-    typer.Option(
-        parser=values.retries,
-        metavar="N",
-        help="If the job fails, try it again, up to N times. [0]",
-    ),
-]
-RetryDelay = Annotated[
-    Any,  # a number or several, a union of types that typer does not take
-    typer.Option(
-        parser=values.delays,
-        metavar="TIME[,TIME...]",
-        help="Pause before the first retry; each further one is twice as long, up to an hour. Or "
-        "the pauses before each, such as 10,1m,5m. [10]",
-    ),
-]
-RetryOns = Annotated[
-    list[RetryOn] | None,
-    typer.Option(
-        metavar="WORD",
-        help="Retry after error, timeout or lost; may be given again. [error and lost]",
-    ),
-]
-StdoutTo = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Also write the command's stdout to FILE.")
-]
-Pty = Annotated[
-    bool,
-    typer.Option("--pty", help="Give the command a terminal, for programs that need one."),
-]
-OnComplete = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job is COMPLETE."),
-]
-OnError = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job has failed."),
-]
-OnStopped = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job was stopped."),
-]
-SeparateStreams = Annotated[
-    bool,
-    typer.Option(
-        "--separate-streams",
-        help="Print the command's stderr on stderr; its order relative to stdout is lost.",
-    ),
-]
-Buffered = Annotated[
-    bool,
-    typer.Option(
-        "--buffered", help="Do not set PYTHONUNBUFFERED: faster, but output appears later."
-    ),
-]
-Shell = Annotated[bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The options for the directory and the variables of a command."""
+
+    cwd: Annotated[
+        str | None, typer.Option(metavar="DIRECTORY", help="Working directory. [the current one]")
+    ] = None
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
+    ] = None
+    env_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with lines KEY=VALUE, read now; may be given again. --env comes after it.",
+        ),
+    ] = None
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """The variables of `--env`."""
+        pairs = [pair.partition("=") for pair in self.env or ()]
+        if not all(name and equals for name, equals, _ in pairs):
+            raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
+        return {name: value for name, _, value in pairs}
+
+    @cached_property
+    def from_files(self) -> dict[str, str]:
+        """The variables of `--env-file`; those of later files replace earlier ones."""
+        if not self.env_file:
+            return {}
+        from jobcore import env_file  # noqa: PLC0415 - only for such files
+
+        return {name: one for path in self.env_file for name, one in env_file.read(path).items()}
+
+
+@dataclass(frozen=True)
+class JobOptions(Surroundings):
+    """The options of `run` and `submit` that say what a job runs, and how."""
+
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run one job for each line of FILE; - reads standard input. The line replaces {} "
+            "in COMMAND, or becomes its last word.",
+        ),
+    ] = None
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="The lines of --each end with NUL, not LF.")
+    ] = False
+    name: Name = None
+    group: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."
+        ),
+    ] = None
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Start after this job is COMPLETE; may be given again."),
+    ] = None
+    run_if: Annotated[
+        RunIf,
+        typer.Option(
+            metavar="WORD",
+            help="How all jobs of --after have to end: complete, failed, or ended (in any way). "
+            "[complete]",
+        ),
+    ] = RunIf.COMPLETE
+    retry_delay: Annotated[
+        Any,  # a number or several, a union of types that typer does not take
+        typer.Option(
+            parser=values.delays,
+            metavar="TIME[,TIME...]",
+            help="Pause before the first retry; each further one is twice as long, up to an hour. "
+            "Or the pauses before each, such as 10,1m,5m. [10]",
+        ),
+    ] = None
+    retry_on: Annotated[
+        list[RetryOn] | None,
+        typer.Option(
+            metavar="WORD",
+            help="Retry after error, timeout or lost; may be given again. [error and lost]",
+        ),
+    ] = None
+    on_complete: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job is COMPLETE."),
+    ] = None
+    on_error: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job has failed."),
+    ] = None
+    on_stopped: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job was stopped."),
+    ] = None
+    timeout: Timeout = None
+    grace: Annotated[
+        float,
+        typer.Option(
+            parser=delay,
+            metavar="TIME",
+            help="Time from the first signal of a stop to SIGKILL. [10]",
+        ),
+    ] = DEFAULT_GRACE
+    stop_signal: Annotated[
+        str,
+        typer.Option(
+            parser=_signal, metavar="NAME", help="First signal of a stop, such as SIGINT. [SIGTERM]"
+        ),
+    ] = "SIGTERM"
+    stop_scope: Annotated[
+        StopScope,
+        typer.Option(
+            metavar="SCOPE",
+            help="Who gets that signal: main, the command's own process; or group, all "
+            "processes of the job. [main]",
+        ),
+    ] = StopScope.MAIN
+    linger: Annotated[
+        float,
+        typer.Option(
+            parser=delay,
+            metavar="TIME",
+            help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
+        ),
+    ] = DEFAULT_LINGER
+    stdout_to: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the command's stdout to FILE.")
+    ] = None
+    pty: Annotated[
+        bool,
+        typer.Option("--pty", help="Give the command a terminal, for programs that need one."),
+    ] = False
+    separate_streams: Annotated[
+        bool,
+        typer.Option(
+            "--separate-streams",
+            help="Print the command's stderr on stderr; its order relative to stdout is lost.",
+        ),
+    ] = False
+    buffered: Annotated[
+        bool,
+        typer.Option(
+            "--buffered", help="Do not set PYTHONUNBUFFERED: faster, but output appears later."
+        ),
+    ] = False
+    shell: Annotated[
+        bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
+    ] = False
+
+    @property
+    def command_fields(self) -> dict[str, Any]:
+        """The arguments of `Command` that are the same for each line of `--each`."""
+        return {
+            "timeout": self.timeout,
+            "grace": self.grace,
+            "stop_signal": self.stop_signal,
+            "stop_scope": self.stop_scope.value,
+            "linger": self.linger,
+            "separate_streams": self.separate_streams,
+            "unbuffered": not self.buffered,
+            "pty": self.pty,
+            "shell": self.shell,
+        }
+
+    def command(self, words: Sequence[str], stdin: str | None) -> Command:
+        """Return the command of a single job; `stdin` is the value of `--stdin`."""
+        return Command(
+            argv(words, shell=self.shell),
+            cwd=self.cwd,
+            env={**self.from_files, **self.variables},
+            stdin=standard_input(stdin),
+            stdout_to=self.stdout_to,
+            **self.command_fields,
+        )
+
+    def require_after(self) -> None:
+        """Refuse a `--run-if` without jobs that it could be about."""
+        if self.run_if is not RunIf.COMPLETE and not self.after:
+            raise CommandError("--run-if needs --after")
+
+    def upstream(self, jobs: JobManager) -> list[UUID | str]:
+        """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
+        return [full_id(jobs, word, among=ACTIVE) for word in self.after or []]
+
+    def retry_policy(self, most: int) -> Retries | None:
+        """Return the retries, up to `most`; None: there are none."""
+        if not most:
+            if self.retry_delay is not None or self.retry_on:
+                raise CommandError("--retry-delay and --retry-on need --retries")
+            return None
+        from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
+
+        endings = tuple(one.value for one in self.retry_on or ()) or None
+        given = {"delay": self.retry_delay, "on": endings}
+        try:
+            return Retries(most, **{name: one for name, one in given.items() if one is not None})
+        except ArgumentError as error:  # only `delay` was not checked before
+            raise CommandError(f"--retry-{error}") from None
 
 
 def argv(words: Sequence[str], *, shell: bool) -> list[str] | str:
@@ -236,57 +316,14 @@ def argv(words: Sequence[str], *, shell: bool) -> list[str] | str:
     return words[0]
 
 
-def environment(pairs: Sequence[str]) -> dict[str, str]:
-    """Return the variables of `--env`."""
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
-        found[name] = value
-    return found
-
-
-def from_files(paths: Sequence[str] | None) -> dict[str, str]:
-    """Return the variables of `--env-file`; those of later files replace earlier ones."""
-    if not paths:
-        return {}
-    from jobcore import env_file  # noqa: PLC0415 - only for such files
-
-    return {name: value for path in paths for name, value in env_file.read(path).items()}
-
-
 def scripts(texts: Sequence[str] | None) -> list[Command] | None:
     """Return the commands of a hook, such as `--on-error`; None: there are none."""
     return [Command(text, shell=True) for text in texts] if texts else None
 
 
-def retry_policy(
-    most: int, pause: float | tuple[float, ...] | None, on: list[RetryOn] | None
-) -> Retries | None:
-    """Return the retries that the options say; None: there are none."""
-    if not most:
-        if pause is not None or on:
-            raise CommandError("--retry-delay and --retry-on need --retries")
-        return None
-    from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
-
-    given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
-    try:
-        return Retries(most, **{name: value for name, value in given.items() if value is not None})
-    except ArgumentError as error:
-        raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before
-
-
-def require_after(run_if: RunIf, after: Sequence[str] | None) -> None:
-    """Refuse a `--run-if` without jobs that it could be about."""
-    if run_if is not RunIf.COMPLETE and not after:
-        raise CommandError("--run-if needs --after")
-
-
-def ids(jobs: JobManager, words: Sequence[str] | None) -> list[UUID | str]:
-    """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
-    return [full_id(jobs, word, among=ACTIVE) for word in words or []]
+def hooks(given: Any) -> dict[str, list[Command] | None]:
+    """Return the commands of all hooks that options name."""
+    return {name: scripts(getattr(given, name)) for name in HOOK_STATUSES}
 
 
 def require_command(words: Sequence[str], stdin: str | None) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from jobcore.cli import command_options
+from jobcore.cli.command_options import JobOptions
 from jobcore.cli.values import stored_text
-from jobcore.command import Command
+from jobcore.command import Command, current_umask
 from jobcore.errors import CommandError
 
 #: What a line replaces.
@@ -61,35 +61,31 @@ def argv_for(words: Sequence[str], item: str, *, shell: bool) -> list[str] | str
     return [filled(word, item) for word in words]
 
 
-def command_for(
-    words: Sequence[str],
-    item: str,
-    *,
-    shell: bool,
-    cwd: str | None,
-    env: Mapping[str, str],
-    from_files: Mapping[str, str],
-    stdin: str | None,
-    stdout_to: str | None,
-    **options: Any,
-) -> Command:
+def commands_for(
+    words: Sequence[str], lines: Iterable[str], given: JobOptions, stdin: str | None
+) -> list[Command]:
     """
-    Return the command of a line, which also replaces `{}` in directory, variables and files.
+    Return the command of each line, which also replaces `{}` in directory, variables and files.
 
-    It is not replaced in the values that `from_files` holds.
+    It is not replaced in the values that files of variables hold.
     """
     if stdin == "-":
         raise CommandError("--each and --stdin - cannot be combined: name a file, such as {}")
-    if stdout_to is not None and PLACEHOLDER not in stdout_to:
+    if given.stdout_to is not None and PLACEHOLDER not in given.stdout_to:
         raise CommandError(
-            f"with --each, --stdout-to {stdout_to} would be the file of all jobs: put {{}} into it"
+            f"with --each, --stdout-to {given.stdout_to} would be the file of all jobs: put {{}} "
+            "into it"
         )
-    return Command(
-        argv_for(words, item, shell=shell),
-        shell=shell,
-        cwd=None if cwd is None else filled(cwd, item),
-        env={**from_files, **{name: filled(value, item) for name, value in env.items()}},
-        stdin=None if stdin is None else filled(stdin, item),
-        stdout_to=None if stdout_to is None else filled(stdout_to, item),
-        **options,
-    )
+    same = {**given.command_fields, "umask": current_umask()}
+    files, variables = given.from_files, given.variables
+    return [
+        Command(
+            argv_for(words, line, shell=given.shell),
+            cwd=None if given.cwd is None else filled(given.cwd, line),
+            env={**files, **{name: filled(value, line) for name, value in variables.items()}},
+            stdin=None if stdin is None else filled(stdin, line),
+            stdout_to=None if given.stdout_to is None else filled(given.stdout_to, line),
+            **same,
+        )
+        for line in lines
+    ]

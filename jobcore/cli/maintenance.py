@@ -34,7 +34,7 @@ FinalStatus = Annotated[
 
 
 @app.command()
-@selection.filters(*selection.OF_ANY, "reasons", "exit_codes")
+@selection.filters(*selection.OF_ANY, "reason", "exit_code")
 def prune(
     ctx: typer.Context,
     *,

@@ -6,18 +6,21 @@ import difflib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobcore.cli import command_options, foreground, output, values
-from jobcore.cli.app import AsJson, app, command_group, open_manager
+from jobcore.cli.app import AsJson, app, command_group, open_manager, takes
+from jobcore.cli.command_options import Surroundings
 from jobcore.cli.log_printer import LogPrinter
 from jobcore.cli.values import count_from_1, stored_text, time_limit
 from jobcore.cli.workspace_commands import InWorkspace, OfWorkspace, find_workspace
 from jobcore.command import CommandView
 from jobcore.errors import CommandError
+from jobcore.hooks import HOOK_STATUSES
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -37,72 +40,99 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[-- COMMAND]", help="The program and its arguments."),
 ]
-Script = Annotated[
-    str | None,
-    typer.Option(
-        parser=stored_text,
-        metavar="TEXT",
-        help="What it runs with /bin/sh -c, in place of a command.",
-    ),
-]
-ScheduleText = Annotated[
-    str | None,
-    typer.Option(
-        parser=stored_text,
-        metavar="CRON",
-        help="When it runs: five fields, or six with seconds first; or @daily.",
-    ),
-]
-TimeZone = Annotated[
-    str | None,
-    typer.Option(metavar="ZONE", help="Time zone of the schedule, such as Europe/Berlin. [UTC]"),
-]
-CatchUp = Annotated[
-    str | None,
-    typer.Option(metavar="WHICH", help="Late ticks that run: skip, last or all. [skip]"),
-]
-Limit = Annotated[
-    str | None,
-    typer.Option("--timeout", metavar="TIME", help="Stop its jobs after this time. [no limit]"),
-]
-MaxRetries = Annotated[
-    int | None,
-    typer.Option(
-        parser=values.retries, metavar="N", help="How often a failed job is tried again. [0]"
-    ),
-]
-After = Annotated[
-    list[str] | None,
-    typer.Option(
-        parser=stored_text,
-        metavar="NAME",
-        help="Run it after each run of this pipeline that is COMPLETE; may be given again.",
-    ),
-]
-Requires = Annotated[
-    list[str] | None,
-    typer.Option(
-        parser=stored_text,
-        metavar="NAME",
-        help="Run it once after each of these pipelines has been COMPLETE; may be given again.",
-    ),
-]
-Group = Annotated[
-    str | None, typer.Option(parser=stored_text, metavar="NAME", help="The group of its jobs.")
-]
-OnComplete = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that is COMPLETE."),
-]
-OnError = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that has failed."),
-]
-OnStopped = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that was stopped."),
-]
 
+
+@dataclass(frozen=True)
+class PipelineOptions(Surroundings):
+    """The options of `pipeline create` and `pipeline set` for what a pipeline runs, and when."""
+
+    script: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="TEXT",
+            help="What it runs with /bin/sh -c, in place of a command.",
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="CRON",
+            help="When it runs: five fields, or six with seconds first; or @daily.",
+        ),
+    ] = None
+    time_zone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ZONE", help="Time zone of the schedule, such as Europe/Berlin. [UTC]"
+        ),
+    ] = None
+    catch_up: Annotated[
+        str | None,
+        typer.Option(metavar="WHICH", help="Late ticks that run: skip, last or all. [skip]"),
+    ] = None
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", metavar="TIME", help="Stop its jobs after this time. [no limit]"),
+    ] = None
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            parser=values.retries, metavar="N", help="How often a failed job is tried again. [0]"
+        ),
+    ] = None
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="NAME",
+            help="Run it after each run of this pipeline that is COMPLETE; may be given again.",
+        ),
+    ] = None
+    requires: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="NAME",
+            help="Run it once after each of these pipelines has been COMPLETE; may be given again.",
+        ),
+    ] = None
+    group: Annotated[
+        str | None, typer.Option(parser=stored_text, metavar="NAME", help="The group of its jobs.")
+    ] = None
+    on_complete: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that is COMPLETE."),
+    ] = None
+    on_error: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that has failed."),
+    ] = None
+    on_stopped: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that was stopped."),
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that both commands take as they are given; None: not given."""
+        return {
+            "schedule": self.schedule,
+            "time_zone": self.time_zone,
+            "catch_up": self.catch_up,
+            "timeout": self.timeout and time_limit(self.timeout),
+            "max_retries": self.retries,
+            "group": self.group,
+        }
+
+
+#: Gives a command these options.
+_with_fields = takes(
+    PipelineOptions,
+    *("script", "schedule", "time_zone", "catch_up", "timeout", "retries", "after", "requires"),
+    *("group", "on_complete", "on_error", "on_stopped", "cwd", "env", "env_file"),
+    into="given",
+)
 
 #: The columns that are cut on a narrow terminal, with their least widths.
 _CUT = {"NAME": 20, "PIPELINE": 20, "SCHEDULE": 12, "GROUP": 8, "AFTER": 12}
@@ -229,26 +259,13 @@ def show_pipeline(
 
 
 @pipeline.command("create")
+@_with_fields
 def create_pipeline(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(parser=stored_text, metavar="NAME", help="Its name.")],
     command: Words = None,
     *,
-    script: Script = None,
-    schedule: ScheduleText = None,
-    time_zone: TimeZone = None,
-    catch_up: CatchUp = None,
-    timeout: Limit = None,
-    retries: MaxRetries = None,
-    after: After = None,
-    requires: Requires = None,
-    group: Group = None,
-    on_complete: OnComplete = None,
-    on_error: OnError = None,
-    on_stopped: OnStopped = None,
-    cwd: command_options.Cwd = None,
-    env: command_options.Env = None,
-    env_file: command_options.EnvFile = None,
+    given: PipelineOptions,
     workspace: InWorkspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -260,27 +277,18 @@ def create_pipeline(
       jobcore pipeline create load --schedule '30 4 * * 1-5' -- python load.py
       jobcore pipeline create report --after load --script 'python report.py > r'
     """  # noqa: D301
-    if (script is None) == (not command):
+    if (given.script is None) == (not command):
         raise CommandError("a pipeline needs a command after --, or --script; give one of them")
     fields: dict[str, Any] = {
-        "script": script,
-        "schedule": schedule,
-        "time_zone": time_zone,
-        "catch_up": catch_up,
-        "timeout": timeout and time_limit(timeout),
-        "max_retries": retries or 0,
-        "triggered_by": after or (),
-        "requires": requires or (),
-        "group": group,
-        "on_complete": command_options.scripts(on_complete),
-        "on_error": command_options.scripts(on_error),
-        "on_stopped": command_options.scripts(on_stopped),
+        **given.fields(),
+        **command_options.hooks(given),
+        "script": given.script,
+        "max_retries": given.retries or 0,
+        "triggered_by": given.after or (),
+        "requires": given.requires or (),
         # The directory of a script is this one, too, as in apply.
-        "cwd": os.path.abspath(cwd or os.curdir),
-        "env": {
-            **command_options.from_files(env_file),
-            **command_options.environment(env or []),
-        },
+        "cwd": os.path.abspath(given.cwd or os.curdir),
+        "env": {**given.from_files, **given.variables},
     }
     with ctx.obj.open(slots=0) as jobs:
         place = None if workspace is None else find_workspace(jobs, workspace).id
@@ -289,6 +297,7 @@ def create_pipeline(
 
 
 @pipeline.command("set")
+@_with_fields
 def set_pipeline(
     ctx: typer.Context,
     name: PipelineName,
@@ -297,21 +306,7 @@ def set_pipeline(
     new_name: Annotated[
         str | None, typer.Option("--name", parser=stored_text, metavar="TEXT", help="A new name.")
     ] = None,
-    script: Script = None,
-    schedule: ScheduleText = None,
-    time_zone: TimeZone = None,
-    catch_up: CatchUp = None,
-    timeout: Limit = None,
-    retries: MaxRetries = None,
-    after: After = None,
-    requires: Requires = None,
-    group: Group = None,
-    on_complete: OnComplete = None,
-    on_error: OnError = None,
-    on_stopped: OnStopped = None,
-    cwd: command_options.Cwd = None,
-    env: command_options.Env = None,
-    env_file: command_options.EnvFile = None,
+    given: PipelineOptions,
     workspace: OfWorkspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -328,35 +323,28 @@ def set_pipeline(
       jobcore pipeline set load -- python load2.py
     """  # noqa: D301
     changes: dict[str, Any] = {
+        **given.fields(),
         "name": new_name,
-        "schedule": schedule,
-        "time_zone": time_zone,
-        "catch_up": catch_up,
-        "timeout": timeout and time_limit(timeout),
-        "max_retries": retries,
-        "triggered_by": _given(after),
-        "requires": _given(requires),
-        "group": group,
-        "cwd": cwd and os.path.abspath(cwd),
+        "triggered_by": _given(given.after),
+        "requires": _given(given.requires),
+        "cwd": given.cwd and os.path.abspath(given.cwd),
     }
     changes = {field: value for field, value in changes.items() if value is not None}
     changes = {field: None if value == "" else value for field, value in changes.items()}
-    hooks = {"on_complete": on_complete, "on_error": on_error, "on_stopped": on_stopped}
-    changes |= {
-        hook: command_options.scripts(_given(texts)) for hook, texts in hooks.items() if texts
-    }
-    if command and script is not None:
+    for hook in HOOK_STATUSES:
+        if texts := getattr(given, hook):
+            changes[hook] = command_options.scripts(_given(texts))
+    if command and given.script is not None:
         raise CommandError("a command and --script cannot be combined: give one of them")
     if command:
         changes |= {"command": command, "script": None}
-    if script is not None:
-        changes |= {"script": script, "command": None}
+    if given.script is not None:
+        changes |= {"script": given.script, "command": None}
     with open_manager(ctx) as jobs:
         found = find_pipeline(jobs, name, workspace)
-        if env or env_file:
+        if given.env or given.env_file:
             old = {} if found.command is None else dict(found.command.env)
-            given = command_options.environment(env or [])
-            changes["env"] = {**old, **command_options.from_files(env_file), **given}
+            changes["env"] = {**old, **given.from_files, **given.variables}
         if not changes:
             raise CommandError("there is nothing to change: give an option or a command")
         changed = jobs.update_pipeline(found.id, **changes)
@@ -370,6 +358,7 @@ def _given(texts: list[str] | None) -> list[str] | None:
 
 
 @pipeline.command("run")
+@takes(Surroundings, "env", "env_file", into="given")
 def run_pipeline(
     ctx: typer.Context,
     name: PipelineName,
@@ -381,8 +370,7 @@ def run_pipeline(
     ] = None,
     *,
     timeout: command_options.Timeout = None,
-    env: command_options.Env = None,
-    env_file: command_options.EnvFile = None,
+    given: Surroundings,
     follow: Annotated[
         bool,
         typer.Option(
@@ -402,7 +390,7 @@ def run_pipeline(
       jobcore pipeline run load --follow
       jobcore pipeline run load --env LEVEL=debug -- 2026-11-29
     """  # noqa: D301
-    variables = command_options.from_files(env_file) | command_options.environment(env or [])
+    variables = given.from_files | given.variables
     with open_manager(ctx) as jobs:
         job = jobs.create_job(
             pipeline_id=find_pipeline(jobs, name, workspace).id,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import signal
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli import each as each_line
-from jobcore.cli.app import INTERRUPTED, app
-from jobcore.cli.command_options import RunIf, StopScope
+from jobcore.cli.app import INTERRUPTED, app, takes
+from jobcore.cli.command_options import JobOptions
 from jobcore.cli.log_printer import LogPrinter
 from jobcore.cli.values import count_from_1, stored_text
-from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, Command, current_umask
 from jobcore.errors import (
     CommandError,
     DatabaseGone,
@@ -28,20 +27,28 @@ from jobcore.errors import (
 from jobcore.lifecycle import Reason, Status
 
 if TYPE_CHECKING:
+    from jobcore.command import Command
     from jobcore.manager import JobManager
     from jobcore.models import Event
+    from jobcore.retries import Retries
 
 
 @app.command(**command_options.SETTINGS)
+@takes(
+    JobOptions,
+    *("detach", "each", "null", "slots", "retries", "retry_delay", "retry_on", "timeout", "grace"),
+    *("stop_signal", "stop_scope", "linger", "cwd", "env", "env_file", "stdin", "name", "group"),
+    *("key", "after", "run_if", "stdout_to", "pty", "separate_streams", "buffered", "shell"),
+    into="given",
+)
 def run(
     ctx: typer.Context,
     command: command_options.Words = None,
     *,
+    given: JobOptions,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the job's ID once it has started, and exit.")
     ] = False,
-    each: command_options.Each = None,
-    null: command_options.Null = False,
     slots: Annotated[
         int | None,
         typer.Option(
@@ -59,16 +66,6 @@ def run(
             "[0]",
         ),
     ] = 0,
-    retry_delay: command_options.RetryDelay = None,
-    retry_on: command_options.RetryOns = None,
-    timeout: command_options.Timeout = None,
-    grace: command_options.Grace = DEFAULT_GRACE,
-    stop_signal: command_options.StopSignal = "SIGTERM",
-    stop_scope: command_options.Scope = StopScope.MAIN,
-    linger: command_options.Linger = DEFAULT_LINGER,
-    cwd: command_options.Cwd = None,
-    env: command_options.Env = None,
-    env_file: command_options.EnvFile = None,
     stdin: Annotated[
         str | None,
         typer.Option(
@@ -77,8 +74,6 @@ def run(
             "read before the job starts.",
         ),
     ] = None,
-    name: command_options.Name = None,
-    group: command_options.Group = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -87,13 +82,6 @@ def run(
             help="Run nothing while another job with this key has not ended: exit with 1.",
         ),
     ] = None,
-    after: command_options.After = None,
-    run_if: command_options.Condition = RunIf.COMPLETE,
-    stdout_to: command_options.StdoutTo = None,
-    pty: command_options.Pty = False,
-    separate_streams: command_options.SeparateStreams = False,
-    buffered: command_options.Buffered = False,
-    shell: command_options.Shell = False,
     print_id: Annotated[
         bool, typer.Option("--print-id", help="Print the job's ID on stderr before it starts.")
     ] = False,
@@ -127,61 +115,28 @@ def run(
     """  # noqa: D301
     words = command or []
     command_options.require_command(words, stdin)
-    command_options.require_after(run_if, after)
-    variables = command_options.environment(env or [])
-    from_files = command_options.from_files(env_file)
-    options: dict[str, Any] = {
-        "timeout": timeout,
-        "grace": grace,
-        "stop_signal": stop_signal,
-        "stop_scope": stop_scope.value,
-        "linger": linger,
-        "separate_streams": separate_streams,
-        "unbuffered": not buffered,
-        "stdout_to": stdout_to,
-        "pty": pty,
-    }
-    if each is not None:
+    given.require_after()
+    if given.each is not None:
         if detach or print_id:
             raise CommandError(
                 "--each cannot be combined with --detach or --print-id: use submit --each"
             )
-        if key is not None or after:
+        if key is not None or given.after:
             raise CommandError("--each cannot be combined with --key or --after: use submit --each")
-        options |= {
-            "cwd": cwd,
-            "env": variables,
-            "from_files": from_files,
-            "stdin": stdin,
-            "shell": shell,
-        }
-        policy = command_options.retry_policy(retries, retry_delay, retry_on)
-        queued = {"group": group, "retries": policy}
-        _run_each(
-            ctx, each, words, name=name, null=null, slots=slots, queued=queued, options=options
-        )
+        _run_each(ctx, given.each, words, given, stdin, slots, given.retry_policy(retries))
         return
-    if slots is not None or null:
+    if slots is not None or given.null:
         raise CommandError("--slots and --null need --each")
-    if retries or retry_delay is not None or retry_on:
+    if retries or given.retry_delay is not None or given.retry_on:
         raise CommandError("--retries needs --each; to try one job again, see submit --retries")
-    wanted = Command(
-        command_options.argv(words, shell=shell),
-        cwd=cwd,
-        env={**from_files, **variables},
-        stdin=command_options.standard_input(stdin),
-        shell=shell,
-        **options,
-    )
-    queued = {"name": name, "group": group, "key": key, "run_if": run_if.value}
-    _run_one(ctx, wanted, after, queued, detach=detach, print_id=print_id)
+    _run_one(ctx, given.command(words, stdin), given, key, detach=detach, print_id=print_id)
 
 
 def _run_one(
     ctx: typer.Context,
     wanted: Command,
-    after: list[str] | None,
-    queued: dict[str, Any],
+    given: JobOptions,
+    key: str | None,
     *,
     detach: bool,
     print_id: bool,
@@ -190,9 +145,17 @@ def _run_one(
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
         foreground.print_delays()
-        queued["after"] = command_options.ids(jobs, after)
         # Reserved, because a worker would run the command with the worker's environment.
-        job = jobs.submit(wanted, reserved=True, on_conflict="raise", **queued)
+        job = jobs.submit(
+            wanted,
+            reserved=True,
+            on_conflict="raise",
+            name=given.name,
+            group=given.group,
+            key=key,
+            after=given.upstream(jobs),
+            run_if=given.run_if.value,
+        )
         if print_id:
             output.say(f"job {job.id}")
         interrupts.expect(
@@ -235,21 +198,18 @@ def _run_each(
     ctx: typer.Context,
     source: str,
     words: list[str],
-    *,
-    name: str | None,
-    null: bool,
+    given: JobOptions,
+    stdin: str | None,
     slots: int | None,
-    queued: dict[str, Any],
-    options: dict[str, Any],
+    policy: Retries | None,
 ) -> None:
     from jobcore.cli import batch  # noqa: PLC0415 - only for --each
     from jobcore.submission import Submission  # noqa: PLC0415 - only for --each
 
-    umask = current_umask()
-    items = each_line.items(source, null=null)
-    commands = [each_line.command_for(words, item, umask=umask, **options) for item in items]
+    items = each_line.items(source, null=given.null)
+    commands = each_line.commands_for(words, items, given, stdin)
     wanted = [
-        Submission(command, name=each_line.filled_text(name, item))
+        Submission(command, name=each_line.filled_text(given.name, item))
         for command, item in zip(commands, items, strict=True)
     ]
     if not wanted:
@@ -259,7 +219,7 @@ def _run_each(
     with ctx.obj.open(slots=slots, only_own=True) as jobs:
         interrupts.arm()
         foreground.print_delays()
-        many = batch.Batch(jobs, **queued)
+        many = batch.Batch(jobs, policy, group=given.group)
         many.submit(wanted)
         interrupts.expect(many.stop, many.kill)
         code = many.show()

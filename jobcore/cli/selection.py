@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID
@@ -15,7 +13,7 @@ from uuid import UUID
 import typer
 
 from jobcore.cli import output
-from jobcore.cli.app import STATUSES, full_id, show_parameters
+from jobcore.cli.app import STATUSES, full_id, takes
 from jobcore.cli.values import integer, past, stored_text
 from jobcore.errors import CommandError, JobcoreError
 from jobcore.lifecycle import Reason, Status
@@ -39,107 +37,91 @@ JobIds = Annotated[
     ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All jobs for which this can be done.")]
-#: The options for filters, by field of `Filter`.
-_OPTIONS: dict[str, Any] = {
-    "status": Annotated[
+#: The filters by owner and name.
+BY_NAME = ("type", "name", "group", "key", "workspace", "pipeline")
+#: The filters that jobs of any status can pass.
+OF_ANY = (*BY_NAME, "created_since", "created_until")
+#: The filters that only ended jobs can pass.
+OF_ENDED = ("ended_since", "ended_until", "reason", "exit_code")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """
+    The filters of a command; the default lets every job pass.
+
+    The fields are arguments of `list_jobs`, but for `failed`, `workspace` and `pipeline`.
+    """
+
+    status: Annotated[
         list[Status] | None,
         typer.Option(case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
-    ],
-    "failed": Annotated[
+    ] = None
+    failed: Annotated[
         bool,
         typer.Option("--failed", help="Only jobs that ended ERROR, or STOPPED by their time-out."),
-    ],
-    "kinds": Annotated[
+    ] = False
+    type: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TEXT", help="Only jobs of this type; may be given again."),
-    ],
-    "name": Annotated[
+        typer.Option(metavar="TEXT", help="Only jobs of this type; may be given again."),
+    ] = None
+    name: Annotated[
         str | None,
         typer.Option(
             parser=stored_text,
             metavar="GLOB",
             help="Only jobs whose name matches, such as 'load *'.",
         ),
-    ],
-    "group": Annotated[
+    ] = None
+    group: Annotated[
         str | None,
         typer.Option(parser=stored_text, metavar="NAME", help="Only jobs of this group."),
-    ],
-    "key": Annotated[
+    ] = None
+    key: Annotated[
         str | None,
         typer.Option(parser=stored_text, metavar="TEXT", help="Only jobs with this key."),
-    ],
-    "workspace": Annotated[
+    ] = None
+    workspace: Annotated[
         str | None,
         typer.Option(
             parser=stored_text, metavar="NAME", help="Only jobs of the workspace of this name."
         ),
-    ],
-    "pipeline": Annotated[
+    ] = None
+    pipeline: Annotated[
         str | None,
         typer.Option(
             parser=stored_text, metavar="NAME", help="Only jobs of the pipeline of this name."
         ),
-    ],
-    "since": Annotated[
+    ] = None
+    created_since: Annotated[
         datetime | None,
         typer.Option(
+            "--since",
             parser=past,
             metavar="WHEN",
             help="Only jobs created since then: 2h, 18:30, or '2026-12-01 18:30'.",
         ),
-    ],
-    "until": Annotated[
+    ] = None
+    created_until: Annotated[
         datetime | None,
-        typer.Option(parser=past, metavar="WHEN", help="Only jobs created before then."),
-    ],
-    "ended_since": Annotated[
+        typer.Option("--until", parser=past, metavar="WHEN", help="Only jobs created before then."),
+    ] = None
+    ended_since: Annotated[
         datetime | None,
         typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
-    ],
-    "ended_until": Annotated[
+    ] = None
+    ended_until: Annotated[
         datetime | None,
         typer.Option(parser=past, metavar="WHEN", help="Only jobs that had ended before then."),
-    ],
-    "reasons": Annotated[
+    ] = None
+    reason: Annotated[
         list[Reason] | None,
-        typer.Option(
-            "--reason", metavar="WORD", help="Only jobs with this reason, such as timeout or lost."
-        ),
-    ],
-    "exit_codes": Annotated[
+        typer.Option(metavar="WORD", help="Only jobs with this reason, such as timeout or lost."),
+    ] = None
+    exit_code: Annotated[
         list[int] | None,
-        typer.Option(
-            "--exit-code", parser=integer, metavar="N", help="Only jobs with this exit code."
-        ),
-    ],
-}
-#: The filters by owner and name.
-BY_NAME = ("kinds", "name", "group", "key", "workspace", "pipeline")
-#: The filters that jobs of any status can pass.
-OF_ANY = (*BY_NAME, "since", "until")
-#: The filters that only ended jobs can pass.
-OF_ENDED = ("ended_since", "ended_until", "reasons", "exit_codes")
-
-
-@dataclass(frozen=True)
-class Filter:
-    """The filters of a command; the default lets every job pass."""
-
-    status: list[Status] | None = None
-    kinds: list[str] | None = None
-    name: str | None = None
-    group: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    failed: bool = False
-    key: str | None = None
-    reasons: list[Reason] | None = None
-    exit_codes: list[int] | None = None
-    ended_since: datetime | None = None
-    ended_until: datetime | None = None
-    workspace: str | None = None
-    pipeline: str | None = None
+        typer.Option(parser=integer, metavar="N", help="Only jobs with this exit code."),
+    ] = None
     order: str | None = None
 
     @property
@@ -148,21 +130,10 @@ class Filter:
         return self != Filter()
 
     def arguments(self, jobs: JobManager) -> dict[str, Any]:
-        """Return the arguments of `list_jobs` for all filters but `failed`."""
-        return {
-            "status": self.status,
-            "type": self.kinds,
-            "name": self.name,
-            "group": self.group,
-            "created_since": self.since,
-            "created_until": self.until,
-            "key": self.key,
-            "reason": self.reasons,
-            "exit_code": self.exit_codes,
-            "ended_since": self.ended_since,
-            "ended_until": self.ended_until,
-            **self._place(jobs),
-        }
+        """Return the arguments of `list_jobs` for all filters but `failed` and `order`."""
+        others = ("failed", "order", "workspace", "pipeline")
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: given[name] for name in given if name not in others} | self._place(jobs)
 
     def _place(self, jobs: JobManager) -> dict[str, Any]:
         """Return the ids of the workspace and the pipeline, each given by its name or id."""
@@ -185,40 +156,14 @@ class Filter:
             return [given]
         if self.status is not None:
             raise CommandError("--failed and --status cannot be combined: give one of them")
-        if self.reasons is not None or self.order is not None:
+        if self.reason is not None or self.order is not None:
             raise CommandError("--failed cannot be combined with --reason or --order")
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 
-def filters(*fields: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """
-    Return a decorator that gives a command the options for these fields of `Filter`.
-
-    They stand in the place of the command's parameter `wanted`, which gets the filter.
-    """
-    options = [
-        inspect.Parameter(
-            field,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(Filter, field),
-            annotation=_OPTIONS[field],
-        )
-        for field in fields
-    ]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(*args: Any, **given: Any) -> Any:
-            wanted = Filter(**{field: given.pop(field) for field in fields})
-            return function(*args, wanted=wanted, **given)
-
-        parameters: list[inspect.Parameter] = []
-        for one in inspect.signature(function, eval_str=True).parameters.values():
-            parameters += options if one.name == "wanted" else [one]
-        show_parameters(command, parameters)
-        return command
-
-    return decorate
+def filters(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that gives a command the options for these fields of `Filter`."""
+    return takes(Filter, *names, into="wanted")
 
 
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:

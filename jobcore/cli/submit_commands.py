@@ -6,29 +6,34 @@ from typing import Annotated, Any
 
 import typer
 
-from jobcore.cli import command_options, due_time, output
+from jobcore.cli import command_options, due_time, output, values
 from jobcore.cli import each as each_line
-from jobcore.cli.app import AsJson, app
-from jobcore.cli.command_options import RunIf
+from jobcore.cli.app import AsJson, app, takes
+from jobcore.cli.command_options import JobOptions
 from jobcore.cli.values import integer, stored_text, time_limit
-from jobcore.command import DEFAULT_GRACE, Command, current_umask
 from jobcore.errors import CommandError
 
 
 @app.command(**command_options.SETTINGS)
+@takes(
+    JobOptions,
+    *("each", "null", "priority", "group", "key", "unique_for", "after", "run_if", "retries"),
+    *("retry_delay", "retry_on", "wait", "at", "expires", "on_complete", "on_error", "on_stopped"),
+    *("timeout", "grace", "stop_signal", "cwd", "env", "env_file", "stdin", "name", "stdout_to"),
+    *("pty", "buffered", "shell"),
+    into="given",
+)
 def submit(
     ctx: typer.Context,
     command: command_options.Words = None,
     *,
-    each: command_options.Each = None,
-    null: command_options.Null = False,
+    given: JobOptions,
     priority: Annotated[
         int,
         typer.Option(
             parser=integer, metavar="N", help="Jobs with a higher number start first. [0]"
         ),
     ] = 0,
-    group: command_options.Group = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -45,11 +50,14 @@ def submit(
             help="With --key: also create nothing within this time after that job was created.",
         ),
     ] = None,
-    after: command_options.After = None,
-    run_if: command_options.Condition = RunIf.COMPLETE,
-    retries: command_options.RetryCount = 0,
-    retry_delay: command_options.RetryDelay = None,
-    retry_on: command_options.RetryOns = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            parser=values.retries,
+            metavar="N",
+            help="If the job fails, try it again, up to N times. [0]",
+        ),
+    ] = 0,
     wait: due_time.Delay = None,
     at: due_time.At = None,
     expires: Annotated[
@@ -58,15 +66,6 @@ def submit(
             parser=time_limit, metavar="TIME", help="Cancel the job if it has not started by then."
         ),
     ] = None,
-    on_complete: command_options.OnComplete = None,
-    on_error: command_options.OnError = None,
-    on_stopped: command_options.OnStopped = None,
-    timeout: command_options.Timeout = None,
-    grace: command_options.Grace = DEFAULT_GRACE,
-    stop_signal: command_options.StopSignal = "SIGTERM",
-    cwd: command_options.Cwd = None,
-    env: command_options.Env = None,
-    env_file: command_options.EnvFile = None,
     stdin: Annotated[
         str | None,
         typer.Option(
@@ -75,11 +74,6 @@ def submit(
             "submit, read now.",
         ),
     ] = None,
-    name: command_options.Name = None,
-    stdout_to: command_options.StdoutTo = None,
-    pty: command_options.Pty = False,
-    buffered: command_options.Buffered = False,
-    shell: command_options.Shell = False,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -104,66 +98,41 @@ def submit(
     words = command or []
     command_options.require_command(words, stdin)
     due = due_time.chosen(wait, at)
-    if null and each is None:
+    if given.null and given.each is None:
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
-    command_options.require_after(run_if, after)
+    given.require_after()
     queued: dict[str, Any] = {
-        "run_if": run_if.value,
-        "on_complete": command_options.scripts(on_complete),
-        "on_error": command_options.scripts(on_error),
-        "on_stopped": command_options.scripts(on_stopped),
-        "retries": command_options.retry_policy(retries, retry_delay, retry_on),
+        **command_options.hooks(given),
+        "run_if": given.run_if.value,
+        "retries": given.retry_policy(retries),
         "priority": priority,
-        "group": group,
+        "group": given.group,
         "not_before": due,
         "expires": expires,
         "env_from": "submitter",
     }
-    variables = command_options.environment(env or [])
-    from_files = command_options.from_files(env_file)
-    options: dict[str, Any] = {
-        "timeout": timeout,
-        "grace": grace,
-        "stop_signal": stop_signal,
-        "unbuffered": not buffered,
-        "shell": shell,
-        "stdout_to": stdout_to,
-        "pty": pty,
-    }
-    if each is None:
-        wanted = Command(
-            command_options.argv(words, shell=shell),
-            cwd=cwd,
-            env={**from_files, **variables},
-            stdin=command_options.standard_input(stdin),
-            **options,
-        )
+    if given.each is None:
+        wanted = given.command(words, stdin)
         with ctx.obj.open(slots=0) as jobs:
-            queued["after"] = command_options.ids(jobs, after)
-            job = jobs.submit(wanted, name=name, key=key, unique_for=unique_for, **queued)
+            queued["after"] = given.upstream(jobs)
+            job = jobs.submit(wanted, name=given.name, key=key, unique_for=unique_for, **queued)
         output.print_json(job) if as_json else output.print_ids([job])
         return
     from jobcore.submission import Submission  # noqa: PLC0415 - only for --each
 
-    options |= {
-        "cwd": cwd,
-        "env": variables,
-        "from_files": from_files,
-        "stdin": stdin,
-        "umask": current_umask(),
-    }
+    items = each_line.items(given.each, null=given.null)
     several = [
         Submission(
-            each_line.command_for(words, item, **options),
-            name=each_line.filled_text(name, item),
+            one,
+            name=each_line.filled_text(given.name, item),
             key=each_line.filled_text(key, item),
             unique_for=unique_for,
         )
-        for item in each_line.items(each, null=null)
+        for one, item in zip(each_line.commands_for(words, items, given, stdin), items, strict=True)
     ]
     with ctx.obj.open(slots=0) as jobs:
-        queued["after"] = command_options.ids(jobs, after)
+        queued["after"] = given.upstream(jobs)
         made = jobs.submit_many(several, **queued)
     output.print_json(made) if as_json else output.print_ids(made)
