@@ -8,7 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -177,13 +177,14 @@ class _Logs:
         tail: Print only this many lines, the last ones; None: all.
     """
 
-    _jobs: JobManager
-    _kept: _LineFilter
-    _ndjson: bool
-    _times: bool
-    _sequence: int
-    _tail: int | None
-    _titles: int = 0  # printed so far
+    jobs: JobManager
+    kept: _LineFilter
+    ndjson: bool
+    times: bool
+    sequence: int
+    tail: int | None
+    titles: int = 0  # printed so far
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def one(
         self, job: Job, *, follow: bool = False, title: Callable[[], None] | None = None
@@ -197,50 +198,49 @@ class _Logs:
             title: Prints what comes before the log. If lines are chosen, it is called only if
                 the log has one.
         """
-        if title is not None and self._kept.all:
+        if title is not None and self.kept.all:
             title()
             title = None
-        if self._kept.all and not (self._times and not self._ndjson):
-            printer = LogPrinter(self._sequence, ndjson=self._ndjson)
-            if self._tail is not None:
-                _print_tail(self._jobs, job.id, self._tail, printer)
+        if self.kept.all and not (self.times and not self.ndjson):
+            printer = LogPrinter(self.sequence, ndjson=self.ndjson)
+            if self.tail is not None:
+                _print_tail(self.jobs, job.id, self.tail, printer)
         else:
-            printer = self._marked("", None, title=title)
+            printer = _MarkedPrinter(self, title=title)
             self._print_last(job, printer)
         if follow:
-            foreground.watch(self._jobs, job.id, printer)
-        elif self._tail is None:
-            printer.print(self._jobs.logs(job.id, printer.next_sequence))
+            foreground.watch(self.jobs, job.id, printer)
+        elif self.tail is None:
+            printer.print(self.jobs.logs(job.id, printer.next_sequence))
 
     def print_each(self, found: Iterable[Job]) -> None:
         """Print several logs, each under a title."""
         for job in found:
-            if self._ndjson:
-                printer = self._marked("", job)
+            if self.ndjson:
+                printer = _MarkedPrinter(self, job=job)
                 self._print_last(job, printer)
-                if self._tail is None:
-                    printer.print(self._jobs.logs(job.id, printer.next_sequence))
+                if self.tail is None:
+                    printer.print(self.jobs.logs(job.id, printer.next_sequence))
             else:
                 self.one(job, title=partial(self._print_title, job))
 
     def _print_title(self, job: Job) -> None:
         what = output.what(job)
         title = f"==> #{job.number}{f' {what}' if what else ''} <=="
-        lines = [*([""] if self._titles else []), *title.split("\n")]
+        lines = [*([""] if self.titles else []), *title.split("\n")]
         output.print_lines(map(output.without_controls, lines))
-        self._titles += 1
+        self.titles += 1
 
     def print_merged(self, found: list[Job]) -> None:
         """Print the lines of several jobs as they come, until all have ended."""
-        lock = threading.Lock()
         width = max((len(str(job.number)) for job in found), default=0)
         errors: list[BaseException] = []
 
         def show(job: Job) -> None:
-            printer = self._marked(f"#{job.number:<{width}} | ", job, lock=lock)
+            printer = _MarkedPrinter(self, f"#{job.number:<{width}} | ", job=job)
             try:
                 self._print_last(job, printer)
-                foreground.watch(self._jobs, job.id, printer)
+                foreground.watch(self.jobs, job.id, printer)
             except (JobcoreError, OSError) as error:
                 errors.append(error)
 
@@ -252,32 +252,13 @@ class _Logs:
         if errors:
             raise errors[0]
 
-    def _marked(
-        self,
-        mark: str,
-        job: Job | None,
-        *,
-        lock: threading.Lock | None = None,
-        title: Callable[[], None] | None = None,
-    ) -> _MarkedPrinter:
-        return _MarkedPrinter(
-            self._sequence,
-            mark=mark,
-            job_id=None if job is None else job.id,
-            times=self._times,
-            ndjson=self._ndjson,
-            kept=self._kept,
-            lock=lock or threading.Lock(),
-            title=title,
-        )
-
     def _print_last(self, job: Job, printer: _MarkedPrinter) -> None:
         """Print the last lines of those that are kept, if only these are wanted."""
-        if self._tail is None:
+        if self.tail is None:
             return
-        end = self._jobs.get_job(job.id).line_count
-        lines = self._jobs.logs(job.id, self._sequence, unfinished=False)
-        last = deque(filter(self._kept, itertools.islice(lines, end)), self._tail)
+        end = self.jobs.get_job(job.id).line_count
+        lines = self.jobs.logs(job.id, self.sequence, unfinished=False)
+        last = deque(filter(self.kept, itertools.islice(lines, end)), self.tail)
         printer.print(last)
         printer.next_sequence = end
 
@@ -287,42 +268,31 @@ class _MarkedPrinter(LogPrinter):
     Prints lines that have ended, each with its marks.
 
     Args:
-        sequence: The number of the first line.
+        logs: The logs that it belongs to. Their lock is held while printing.
         mark: What comes before each line.
-        job_id: The job, for JSON; None: it is not named.
-        times: Whether each line's time comes before it.
-        ndjson: Whether to print JSON.
-        kept: Tells which lines to print.
-        lock: Held while printing, as others print to the same place.
+        job: The job, for JSON; None: it is not named.
         title: Prints what comes before the first of these lines.
     """
 
     def __init__(
         self,
-        sequence: int,
+        logs: _Logs,
+        mark: str = "",
         *,
-        mark: str,
-        job_id: UUID | None,
-        times: bool,
-        ndjson: bool,
-        kept: Callable[[LogLine], bool],
-        lock: threading.Lock,
-        title: Callable[[], None] | None,
+        job: Job | None = None,
+        title: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(sequence)
+        super().__init__(logs.sequence)
+        self._logs = logs
         self._mark = mark
-        self._job = {} if job_id is None else {"job": str(job_id)}
-        self._times = times
-        self._as_json = ndjson
-        self._kept = kept
-        self._lock = lock
+        self._job = {} if job is None else {"job": str(job.id)}
         self._title = title
         self._texts: list[str] = []
 
     def print(self, lines: Iterable[LogLine]) -> None:
         """Print lines, and flush them before returning; unfinished ones once they have ended."""
         for line in self._noted(lines):
-            if not line.unfinished and self._kept(line):
+            if not line.unfinished and self._logs.kept(line):
                 self._texts.append(self._text(line))
                 if len(self._texts) == LINES_AT_ONCE:
                     self.flush()
@@ -332,18 +302,18 @@ class _MarkedPrinter(LogPrinter):
         """Print what has been collected."""
         texts, self._texts = self._texts, []
         if texts:
-            with self._lock:
+            with self._logs.lock:
                 if self._title is not None:
                     self._title()
                     self._title = None
                 output.print_lines(texts)
 
     def _text(self, line: LogLine) -> str:
-        if self._as_json:
+        if self._logs.ndjson:
             return json.dumps({**self._job, **line.to_object()}, ensure_ascii=output.on_terminal())
         terminal = output.on_terminal()
         time = ""
-        if self._times:
+        if self._logs.times:
             time = (output.local if terminal else iso_utc)(line.timestamp) + "  "
         return f"{self._mark}{time}{row_of(line.text) if terminal else line.text}"
 

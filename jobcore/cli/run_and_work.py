@@ -275,7 +275,7 @@ def work(
     for_people = verbose or output.on_terminal()
     structured = None if for_people else worker.ForLogs()  # before the manager logs anything
     with ctx.obj.open(slots=slots) as jobs:
-        report = worker.Report(structured or worker.ForPeople(partial(_name_of, jobs)))
+        report = structured or worker.ForPeople(partial(_name_of, jobs))
         report.listen(jobs)
         worker.notify("READY=1")
         while signal.sigtimedwait(signals, 0 if drain else 3600) is None:

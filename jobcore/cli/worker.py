@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import sys
+from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobcore.cli import foreground, output
@@ -20,13 +21,39 @@ if TYPE_CHECKING:
     from jobcore.models import Event
 
 
-class _Reporter(Protocol):
-    def started(self, event: Event) -> None: ...
+class Report(ABC):
+    """Tells about the starts and ends of this process's jobs, and knows which run."""
 
-    def ended(self, event: Event, seconds: float | None) -> None: ...
+    def __init__(self) -> None:
+        self._started: dict[UUID, datetime] = {}  # changed by the manager's thread alone
+
+    def listen(self, jobs: JobManager) -> None:
+        """Tell what happens through this manager."""
+        jobs.subscribe(self._report)
+
+    def _report(self, event: Event) -> None:
+        if event.to_status is Status.RUNNING and event.from_status is Status.QUEUED:
+            self._started[event.job_id] = event.at
+            self.started(event)
+        elif event.to_status in FINAL:
+            began = self._started.pop(event.job_id, None)
+            self.ended(event, None if began is None else _seconds(began, event.at))
+
+    @property
+    def running(self) -> list[UUID]:
+        """The jobs that were started here and have not ended; read it when none can start."""
+        return list(self._started)
+
+    @abstractmethod
+    def started(self, event: Event) -> None:
+        """Tell that a job has started."""
+
+    @abstractmethod
+    def ended(self, event: Event, seconds: float | None) -> None:
+        """Tell how a job has ended, and how long it took."""
 
 
-class ForPeople:
+class ForPeople(Report):
     """
     Prints a line for each start and end, and for each warning.
 
@@ -35,6 +62,7 @@ class ForPeople:
     """
 
     def __init__(self, what: Callable[[Event], str]) -> None:
+        super().__init__()
         self._what = what
         logging.getLogger("jobcore").addHandler(_Warnings())
 
@@ -69,10 +97,11 @@ class _Warnings(logging.Handler):
         output.say(f"{record.levelname.lower()}: {record.getMessage().removeprefix('event=')}")
 
 
-class ForLogs:
+class ForLogs(Report):
     """Writes JSON lines to stderr: each start and end, and what jobcore itself logs."""
 
     def __init__(self) -> None:
+        super().__init__()
         import structlog  # noqa: PLC0415 - not needed on a terminal
 
         structlog.configure(
@@ -114,36 +143,6 @@ def _in_order(_logger: Any, _method: str, entry: Any) -> dict[str, Any]:
     """Put the time, the level and the event first."""
     first = ("timestamp", "level", "event")
     return {**{name: entry.pop(name, None) for name in first}, **entry}
-
-
-class Report:
-    """
-    Tells a reporter about the starts and ends of this process's jobs, and knows which run.
-
-    Args:
-        reporter: Tells people, or logs.
-    """
-
-    def __init__(self, reporter: _Reporter) -> None:
-        self._reporter = reporter
-        self._started: dict[UUID, datetime] = {}  # changed by the manager's thread alone
-
-    def listen(self, jobs: JobManager) -> None:
-        """Tell what happens through this manager."""
-        jobs.subscribe(self._report)
-
-    def _report(self, event: Event) -> None:
-        if event.to_status is Status.RUNNING and event.from_status is Status.QUEUED:
-            self._started[event.job_id] = event.at
-            self._reporter.started(event)
-        elif event.to_status in FINAL:
-            began = self._started.pop(event.job_id, None)
-            self._reporter.ended(event, None if began is None else _seconds(began, event.at))
-
-    @property
-    def running(self) -> list[UUID]:
-        """The jobs that were started here and have not ended; read it when none can start."""
-        return list(self._started)
 
 
 def _seconds(start: datetime, end: datetime) -> float:
