@@ -138,21 +138,15 @@ def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
 def _json(model: BaseModel) -> str:
     """Return a model as JSON; a job also with its command and its duration in seconds."""
     document = model.model_dump_json(by_alias=True)
-    command = getattr(model, "command", None)
     if not hasattr(model, "retry_of"):
         return document
+    job = cast("Job", model)
+    moments = {"created": job.created, "startTime": job.start_time, "endTime": job.end_time}
     further = {
-        "command": None if command is None else list(command.argv),
-        "shell": None if command is None else command.shell,
-        "duration": getattr(model, "duration", None),
-        "epoch": {
-            name: None if moment is None else moment.timestamp()
-            for name, moment in (
-                ("created", getattr(model, "created", None)),
-                ("startTime", getattr(model, "start_time", None)),
-                ("endTime", getattr(model, "end_time", None)),
-            )
-        },
+        "command": None if job.command is None else list(job.command.argv),
+        "shell": None if job.command is None else job.command.shell,
+        "duration": job.duration,
+        "epoch": {name: one and one.timestamp() for name, one in moments.items()},
     }
     return f"{document[:-1]},{json.dumps(further, ensure_ascii=False)[1:]}"
 
@@ -252,8 +246,9 @@ def print_job(job: Job, further: Mapping[str, Any]) -> None:
     facts |= {name: value for name, value in values.items() if isinstance(value, datetime)}
     if job.progress is not None:
         facts["progress"] = f"{_report(job.progress)} (at {local(job.progress.at)})"
-    if job.status is Status.RUNNING:
-        facts["elapsed"] = f"{_seconds(job)} s"
+    if job.status is Status.RUNNING and job.start_time is not None:
+        seconds = (datetime.now(timezone.utc) - job.start_time).total_seconds()
+        facts["elapsed"] = f"{max(seconds, 0):.1f} s"
     for name in ("duration", "timeout", "grace"):
         if facts[name] is not None:
             facts[name] = span(float(facts[name]))
@@ -479,14 +474,6 @@ def size(count: int) -> str:
         if count >= 1 << power:
             return f"{count / (1 << power):.1f} {unit}"
     return f"{count} B"
-
-
-def _seconds(job: Job) -> str | None:
-    """Return the seconds for which the job ran or has been running, as text; None: not started."""
-    if job.start_time is None or (job.end_time is None and job.status is not Status.RUNNING):
-        return None
-    end = job.end_time or datetime.now(timezone.utc)
-    return f"{max((end - job.start_time).total_seconds(), 0):.1f}"
 
 
 class Screen:

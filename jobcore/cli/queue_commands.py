@@ -56,10 +56,8 @@ def stop(
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="stop", among=ACTIVE)
-        if found is None:
-            done, failed = _for_each_part(jobs, partial(jobs.cancel_jobs, grace=grace), wanted), 0
-        else:
-            done, failed = selection.for_each(found, partial(_stop, jobs, grace))
+        many = partial(jobs.cancel_jobs, grace=grace)
+        done, failed = _each_or_all(jobs, found, partial(_stop, jobs, grace), wanted, many)
         done, late = _ended(jobs, done, no_wait=no_wait)
     _report(done, job_ids, as_json=as_json)
     _exit(failed + late)
@@ -100,11 +98,9 @@ def cancel(
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="cancel", among=ACTIVE)
-        if found is None:
-            queued = replace(wanted, status=[Status.QUEUED])
-            done, failed = _for_each_part(jobs, partial(jobs.cancel_jobs, grace=grace), queued), 0
-        else:
-            done, failed = selection.for_each(found, partial(jobs.cancel_job, grace=grace))
+        one, many = partial(jobs.cancel_job, grace=grace), partial(jobs.cancel_jobs, grace=grace)
+        queued = replace(wanted, status=[Status.QUEUED])
+        done, failed = _each_or_all(jobs, found, one, queued, many)
         done, late = _ended(jobs, done, no_wait=no_wait)
     _report(done, job_ids, as_json=as_json)
     _exit(failed + late)
@@ -184,10 +180,7 @@ def retry(
     wanted = replace(wanted, failed=failed)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=False, verb="retry", among=RETRIABLE)
-        if found is None:
-            done, errors = _for_each_part(jobs, jobs.retry_jobs, wanted), 0
-        else:
-            done, errors = selection.for_each(found, jobs.retry_job)
+        done, errors = _each_or_all(jobs, found, jobs.retry_job, wanted, jobs.retry_jobs)
     if as_json:
         output.print_json(done[0] if job_ids and len(job_ids) == 1 else done)
     else:
@@ -195,9 +188,22 @@ def retry(
     _exit(errors)
 
 
-def _for_each_part(jobs: JobManager, step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
-    """Call `step` with the arguments of each part of the filters; return all jobs."""
-    return [job for part in wanted.in_parts(jobs) for job in step(**part)]
+def _each_or_all(
+    jobs: JobManager,
+    found: list[UUID | str] | None,
+    one: Callable[..., Job],
+    wanted: Filter,
+    many: Callable[..., list[Job]],
+) -> tuple[list[Job], int]:
+    """
+    Call `one` with each id that was found; without ids, `many` with each part of the filters.
+
+    Returns:
+        The jobs, and how many calls of `one` failed.
+    """
+    if found is not None:
+        return selection.for_each(found, one)
+    return [job for part in wanted.in_parts(jobs) for job in many(**part)], 0
 
 
 @app.command("set")
@@ -276,7 +282,8 @@ def delete(
                 wanted = replace(wanted, status=sorted(FINAL))
             elif not set(wanted.status or FINAL) <= FINAL:
                 raise CommandError("delete by filter takes only COMPLETE, ERROR and STOPPED jobs")
-            done, errors = _for_each_part(jobs, jobs.delete_jobs, wanted), 0
+            done = [job for part in wanted.in_parts(jobs) for job in jobs.delete_jobs(**part)]
+            errors = 0
             if output.on_terminal():
                 output.say(f"{len(done)} jobs removed")
         else:
