@@ -22,63 +22,52 @@ def prometheus(statistics: Statistics) -> str:
 
 
 def _lines(found: Statistics) -> Iterator[str]:
-    yield from _metric(
-        "jobs_created_total", "counter", "Jobs that were ever created.", {"": found.created}
-    )
-    yield from _metric("jobs", "gauge", "Jobs by status.", _labelled("status", found.jobs))
     window = f"{(found.at - found.since).total_seconds():g}"
-    yield from _metric(
-        "window_seconds", "gauge", "The span of the metrics about ended jobs.", {"": window}
-    )
-    yield from _metric(
-        "ended_jobs", "gauge", "Jobs that ended in the window.", _labelled("status", found.ended)
-    )
-    yield from _metric(
-        "ended_jobs_by_reason",
-        "gauge",
-        "Jobs that ended in the window.",
-        _labelled("reason", found.reasons),
-    )
-    yield from _metric(
-        "job_duration_seconds",
-        "gauge",
-        "Time from start to end of jobs that ended in the window.",
-        _labelled("quantile", found.durations),
-    )
-    yield from _metric(
-        "job_wait_seconds",
-        "gauge",
-        "Time for which jobs that ended in the window had waited for their start.",
-        _labelled("quantile", found.waits),
-    )
-    for name, about, value in (
+    for name, about, values in (
+        ("jobs_created_total", "Jobs that were ever created.", found.created),
+        ("jobs", "Jobs by status.", _labelled("status", found.jobs)),
+        ("window_seconds", "The span of the metrics about ended jobs.", window),
+        ("ended_jobs", "Jobs that ended in the window.", _labelled("status", found.ended)),
+        (
+            "ended_jobs_by_reason",
+            "Jobs that ended in the window.",
+            _labelled("reason", found.reasons),
+        ),
+        (
+            "job_duration_seconds",
+            "Time from start to end of jobs that ended in the window.",
+            _labelled("quantile", found.durations),
+        ),
+        (
+            "job_wait_seconds",
+            "Time for which jobs that ended in the window had waited for their start.",
+            _labelled("quantile", found.waits),
+        ),
         (
             "queue_age_seconds",
             "How long the oldest job that may start has been waiting.",
-            found.queue_age,
+            0 if found.queue_age is None else found.queue_age,
         ),
         (
             "running_age_seconds",
             "How long the longest running job has been running.",
-            found.running_age,
+            0 if found.running_age is None else found.running_age,
         ),
-    ):
-        yield from _metric(name, "gauge", about, {"": 0 if value is None else value})
-    for name, about, size in (
         ("file_bytes", "Size of the database.", found.file_size),
         ("free_bytes", "Space in the database that is free for new rows.", found.free_size),
         ("log_bytes", "Size of the write-ahead log.", found.log_size),
     ):
-        yield from _metric(name, "gauge", about, {"": size})
+        yield from _metric(name, about, values if isinstance(values, dict) else {"": values})
 
 
 def _labelled(label: str, values: Mapping[Any, Any]) -> dict[str, Any]:
     return {f'{{{label}="{key}"}}': value for key, value in values.items()}
 
 
-def _metric(name: str, kind: str, about: str, values: Mapping[str, Any]) -> Iterator[str]:
+def _metric(name: str, about: str, values: Mapping[str, Any]) -> Iterator[str]:
     if not values:
         return
+    kind = "counter" if name.endswith("_total") else "gauge"
     yield f"# HELP jobcore_{name} {about}"
     yield f"# TYPE jobcore_{name} {kind}"
     for labels, value in values.items():
