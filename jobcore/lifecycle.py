@@ -143,7 +143,7 @@ UNSTARTED = frozenset({Reason.CANCELLED, Reason.UPSTREAM, Reason.EXPIRED})
 #: The job ended after a stop, a time-out or a shutdown, or left the queue.
 _HALTED = frozenset({Reason.STOPPED, Reason.TIMEOUT, Reason.SHUTDOWN}) | UNSTARTED
 #: No process saw how the job ended.
-_UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
+UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _succeeded(ending: Ending) -> bool:
 
 
 def _was_halted(ending: Ending) -> bool:
-    return ending.reason in _HALTED or (ending.reason in _UNOBSERVED and ending.stop_requested)
+    return ending.reason in _HALTED or (ending.reason in UNOBSERVED and ending.stop_requested)
 
 
 #: The only definition of the rules. `finish` tries its three transitions in this order:
@@ -290,7 +290,7 @@ def quoted(words: Any) -> str:
 
 def statuses_with(reason: Reason) -> frozenset[Status]:
     """Return the statuses that a job with this reason can have, by the constraints."""
-    found = {Status.STOPPED} if reason in _HALTED | _UNOBSERVED else set()
+    found = {Status.STOPPED} if reason in _HALTED | UNOBSERVED else set()
     if reason not in _HALTED:
         found.add(Status.ERROR)
     if reason is Reason.EXITED:
@@ -322,11 +322,11 @@ def constraints() -> dict[str, str]:
             f"status = 'STOPPED' OR coalesce(reason, '') NOT IN ({quoted(sorted(_HALTED))})"
         ),
         "stopped_was_halted": (
-            f"status <> 'STOPPED' OR reason IN ({quoted(sorted(_HALTED | _UNOBSERVED))})"
+            f"status <> 'STOPPED' OR reason IN ({quoted(sorted(_HALTED | UNOBSERVED))})"
         ),
         # If no process saw the end, or the job never began, no exit code is known.
         "unseen_has_no_exit_code": (
-            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted(UNSTARTED | _UNOBSERVED))})"
+            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted(UNSTARTED | UNOBSERVED))})"
         ),
         "queued_has_not_started": "status <> 'QUEUED' OR start_time IS NULL",
         "running_has_started": "status <> 'RUNNING' OR start_time IS NOT NULL",

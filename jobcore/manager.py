@@ -702,7 +702,7 @@ class JobManager:
             CommandError: A value is invalid, or the job has no command that a `timeout` could
                 limit; nothing was changed.
         """
-        from jobcore.operations.queue_changes import QueueChanges  # noqa: PLC0415 - loaded by those who need it
+        from jobcore.operations import queue_changes  # noqa: PLC0415 - loaded by those who need it
 
         changes = {
             "priority": priority,
@@ -712,7 +712,7 @@ class JobManager:
             "timeout": timeout,
         }
         self._reconciled(job_id)
-        row = QueueChanges(self._database, self._clock).update(job_id, changes)
+        row = queue_changes.update_job(self._database, self._clock, job_id, changes)
         self._dispatcher.wake()
         return public(Job, row, self._clock.now())
 

@@ -9,13 +9,11 @@ from uuid import UUID
 
 from jobcore import checks
 from jobcore.errors import ArgumentError, DatabaseCorrupt, shown
-from jobcore.lifecycle import Reason, Status
+from jobcore.lifecycle import UNOBSERVED, Reason, Status
 from jobcore.tuning import MOST_RETRIES
 
 #: The words of `Retries.on`.
 ENDINGS = ("error", "timeout", "lost")
-#: The endings that no process saw, because the supervisor or the host had died.
-_UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 #: The largest `factor`. A larger one would reach `max_delay` at once.
 _LARGEST_FACTOR = 1000.0
 #: Further attempts no longer lengthen the delay, so that the power cannot overflow.
@@ -109,7 +107,7 @@ def allows(
     if attempt > retries.max or stop_requested:
         return False
     if status is Status.ERROR:
-        return ("lost" if reason in _UNOBSERVED else "error") in retries.on
+        return ("lost" if reason in UNOBSERVED else "error") in retries.on
     return status is Status.STOPPED and reason is Reason.TIMEOUT and "timeout" in retries.on
 
 

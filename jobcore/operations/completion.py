@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore.errors import JobDeleted, JobNotFound
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import ACTIVE, Status
 from jobcore.models import Job
 from jobcore.operations.async_backend import OneReader, in_thread, sleep
 from jobcore.operations.lookup import Id, parse_id, public
@@ -36,9 +36,6 @@ ALWAYS_EXAMINED = 100
 EXAMINE_PAUSE, EXAMINED_PER_SECOND = 1.0, 5000
 #: Job directories that one step visits.
 MOST_VISITS = 50
-
-#: The statuses of jobs that have not ended.
-ACTIVE = (Status.QUEUED, Status.RUNNING)
 
 Check = Callable[[Run], None]
 

@@ -19,39 +19,29 @@ from jobcore.storage import job_rows
 from jobcore.storage.database import Database
 
 
-class QueueChanges:
-    """
-    Changes jobs.
+def update_job(
+    database: Database, clock: Clock, job_id: Id, changes: Mapping[str, Any]
+) -> Row[Any]:
+    """Change a job, and return it; arguments that are `UNSET` change nothing."""
+    checked = _checked({name: one for name, one in changes.items() if one is not UNSET})
 
-    Args:
-        clock: Tells the time from which seconds count.
-    """
+    def update(connection: Connection) -> Row[Any]:
+        row = require_job(connection, job_id)
+        if row.status != Status.QUEUED and checked.keys() - {"data"}:
+            raise InvalidTransition(
+                row.id, row.status, "update", "only data can be changed after the start"
+            )
+        columns = dict(checked)
+        if "not_before_in" in columns:
+            columns["not_before"] = clock.now() + columns.pop("not_before_in")
+        if "timeout" in columns:
+            columns |= _with_timeout(row, columns.pop("timeout"))
+        if columns:
+            job_rows.update_job(connection, row.number, columns)
+        found = job_rows.get_job(connection, row.number)
+        return row if found is None else found
 
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-
-    def update(self, job_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
-        """Change a job, and return it; arguments that are `UNSET` change nothing."""
-        checked = _checked({name: one for name, one in changes.items() if one is not UNSET})
-
-        def update(connection: Connection) -> Row[Any]:
-            row = require_job(connection, job_id)
-            if row.status != Status.QUEUED and checked.keys() - {"data"}:
-                raise InvalidTransition(
-                    row.id, row.status, "update", "only data can be changed after the start"
-                )
-            columns = dict(checked)
-            if "not_before_in" in columns:
-                columns["not_before"] = self._clock.now() + columns.pop("not_before_in")
-            if "timeout" in columns:
-                columns |= _with_timeout(row, columns.pop("timeout"))
-            if columns:
-                job_rows.update_job(connection, row.number, columns)
-            found = job_rows.get_job(connection, row.number)
-            return row if found is None else found
-
-        return self._database.write(update, about=f"job {job_id}")
+    return database.write(update, about=f"job {job_id}")
 
 
 def _checked(changes: dict[str, Any]) -> dict[str, Any]:
