@@ -360,7 +360,9 @@ class Waiter:
         #: By job number; an entry disappears with the last waiter of the job.
         self.watched: weakref.WeakValueDictionary[int, WatchedJob] = weakref.WeakValueDictionary()
         self._row_changed = Condition()  # for threads that let another thread look
-        self._polling = Leases()  # of the thread that looks for commits, for all waiters
+        #: Of the thread that looks for commits, for all waiters. The kind tells whether it only
+        #: waits for those of this process, which is enough for jobs that report here.
+        self._polling = Leases()
 
     # --- the steps ----------------------------------------------------------------
 
@@ -792,19 +794,21 @@ class Waiter:
         """
         Sleep until the next look; while another thread looks for all, sleep until it has news.
 
-        One thread looks for commits. Of the threads that wait for the same job, one looks into its
-        directory. If each thread woke by itself about twenty times a second, each would cost as
-        much as the one that looks.
+        One thread looks for commits; another one waits for those of this process, if that is enough
+        for its job. Of the threads that wait for the same job, one looks into its directory. If
+        each thread woke by itself, at each commit or about twenty times a second, each would cost
+        as much as the one that looks.
         """
         if deadline.over:
             raise deadline.error(cursor.in_words())
         if cursor.unchanged:
             time.sleep(LOOK_FIRST)  # limits the looks while others commit often
         while True:
+            connected = cursor.watched.is_connected
+            if self._polling.release(not connected, me):
+                self._row_changed.notify_all()  # so that one that needs it takes over
             looked_for = cursor.watched.acquire(cursor.what, me)
-            if not looked_for and cursor.watched.is_connected:
-                break
-            seconds = looked_for or self._polling.acquire(None, me)
+            seconds = looked_for or self._polling.acquire(connected, me)
             if not seconds:
                 break
             if not looked_for:
@@ -815,12 +819,12 @@ class Waiter:
             if deadline.over:
                 raise deadline.error(cursor.in_words())
             check(cursor.run)
-        self._sleep(cursor, deadline)
+        self._sleep(cursor, deadline, connected=connected)
 
-    def _sleep(self, cursor: Cursor, deadline: Deadline) -> None:
+    def _sleep(self, cursor: Cursor, deadline: Deadline, *, connected: bool) -> None:
         """Sleep until there was a commit, or until the next visit."""
         pause, longest = cursor.pause, WAIT_PAUSE
-        if cursor.watched.is_connected:
+        if connected:
             pause = longest = CONNECTED_PAUSE  # the commits of this process wake it
         elif self._row_changed.is_waited_for:
             pause = min(pause, VERSION_MAX_AGE)  # they see a commit only after this thread does
@@ -832,8 +836,8 @@ class Waiter:
     def _leave(self, cursor: Cursor, me: object) -> None:
         """If this thread has a lease, release it and wake the others, so that one takes over."""
         visits = cursor.watched.release(cursor.what, me)
-        polls = self._polling.release(None, me)
-        if visits or polls:
+        polls = [self._polling.release(connected, me) for connected in (False, True)]
+        if visits or any(polls):
             self._row_changed.notify_all()
 
 

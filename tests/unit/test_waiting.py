@@ -159,11 +159,40 @@ def test_follower_of_a_job_that_reports_here_does_not_poll(jobs, scripted, monke
         me = object()
         waiter._rest(cursor, waiting.Deadline(None), lambda _run: None, me)
         waiter.watched[cursor.watched.number].release(cursor.what, me)
-        looks.append(waiter._polling.release(None, me))
+        looks.append([waiter._polling.release(only_own, me) for only_own in (False, True)])
 
     assert pauses[0][1] == tuning.LOOK_FIRST
     assert waiting.WAIT_PAUSE < pauses[1][0] <= pauses[1][1] == waiting.CONNECTED_PAUSE
-    assert looks == [True, False]
+    assert looks == [[True, False], [False, True]]
+
+
+def test_commit_wakes_one_of_those_whose_jobs_report_here(jobs, scripted, monkeypatch):
+    """The others are woken by that one if their job has changed, or for their next visit."""
+    waiter, recovery = parts(jobs).waiter, parts(jobs).recovery
+    cursors = [waiter.following(stored_run(jobs, scripted()), 0) for _ in range(3)]
+    numbers = {cursor.watched.number for cursor in cursors}
+    monkeypatch.setattr(recovery, "connected", lambda: numbers)
+    slept = []
+    monkeypatch.setattr(parts(jobs).database, "wait_for_change", lambda *_: slept.append(1))
+    for cursor in cursors:
+        visited = waiter.visit(cursor)
+        waiter._rest(visited, waiting.Deadline(None), lambda _run: None, object())
+
+    assert len(slept) == 1
+
+
+def test_thread_whose_job_now_reports_here_lets_another_one_poll(jobs, scripted, monkeypatch):
+    """It will not see commits of other processes, so it does not keep others from looking."""
+    waiter, recovery = parts(jobs).waiter, parts(jobs).recovery
+    monkeypatch.setattr(parts(jobs).database, "wait_for_change", lambda *_: None)
+    cursor, me = waiter.following(stored_run(jobs, scripted()), 0), object()
+    there = []
+    for connected in ((), (cursor.watched.number,)):
+        monkeypatch.setattr(recovery, "connected", lambda connected=connected: connected)
+        waiter._rest(waiter.visit(cursor), waiting.Deadline(None), lambda _run: None, me)
+        there.append(waiter._polling.acquire(False, object()) > 0)
+
+    assert there == [True, False]
 
 
 def test_import_is_left_to_whoever_has_imported_since_the_last_visit(jobs, scripted, monkeypatch):
