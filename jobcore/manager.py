@@ -296,6 +296,7 @@ class JobManager:
             postponed=postponed,
         )
         recovery.connected = self._dispatcher.connected
+        recovery.is_connected = self._dispatcher.is_connected
         self._liveness = self._dispatcher.liveness
 
     # --- creating -----------------------------------------------------------------

@@ -161,7 +161,12 @@ class Dispatcher(ForkAware):
     def connected(self) -> set[int]:
         """Return the numbers of the jobs whose supervisors have taken them, and report here."""
         claims = list(self._claims.values())  # at once: another thread may close this manager
-        return {one.run.number for one in claims if one.supervisor and one.accepted}
+        return {one.run.number for one in claims if one.is_connected}
+
+    def is_connected(self, run: Run) -> bool:
+        """Tell whether a job is one of these, without looking at the others."""
+        claim = self._claims.get(run.token or "")
+        return claim is not None and claim.is_connected
 
     def is_idle(self) -> bool:
         """

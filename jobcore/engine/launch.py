@@ -137,6 +137,11 @@ class Claim:
             much = notice.number - self.run.spool_offset >= tuning.IMPORT_BYTES
             self.due = min(self.due, 0.0 if much else self._next_import)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its supervisor has taken it, and reports to this process."""
+        return self.supervisor is not None and self.accepted
+
     def begin_import(self, now: float) -> None:
         """Record that an import begins. The next one is due only when there is a reason."""
         self._next_import = now + tuning.IMPORT_PAUSE

@@ -96,8 +96,10 @@ class Recovery:
         self._repairs = False
         self._last_swept = 0  # the number of the last job that a sweep has examined
         self._sweeps = 0
-        #: Returns the numbers of the jobs whose supervisors report to this process.
+        #: Returns the numbers of the jobs whose supervisors have taken them, and report to this
+        #: process; and tells whether that of a job does, without looking at the others.
         self.connected: Callable[[], Collection[int]] = tuple
+        self.is_connected: Callable[[Run], bool] = lambda _run: False
 
     # --- one job ----------------------------------------------------------------
 
@@ -319,10 +321,6 @@ class Recovery:
             return run.supervised and self.is_here(run) and self._is_alive(run) is False
         except (StoreError, OSError):
             return False  # not known now
-
-    def is_connected(self, run: Run) -> bool:
-        """Tell whether the supervisor of a job has taken it, and reports to this process."""
-        return run.number in self.connected()
 
     @handed_over
     def has_news(self, run: Run) -> bool:

@@ -24,7 +24,7 @@ from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.recovery import Recovery
 from jobcore.operations import waiting
 from jobcore.operations.waiting import Waiter
-from jobcore.storage import reading
+from jobcore.storage import reading, transitions
 from jobcore.storage.database import Database
 from jobcore.testing.parts import parts
 from tests.faults.hosts import host, serve
@@ -220,6 +220,23 @@ def test_several_jobs_are_waited_for_at_once(running_jobs):
     for one in (str(first.id), first.id, None):
         with pytest.raises(ArgumentError, match="wait_all"):
             running_jobs.wait_all(one)
+
+
+def test_a_job_reports_here_from_its_start_to_its_end(running_jobs):
+    """Whoever asks for one job does not go through all that run: each visit asks."""
+    job = running_jobs.submit(["sleep", "60"])
+    recovery, number = parts(running_jobs).recovery, 1
+    with parts(running_jobs).database.read() as connection:
+        queued = transitions.find(connection, number)
+    running_jobs.wait(job.id, PATIENCE, until="started")
+    with parts(running_jobs).database.read() as connection:
+        run = transitions.find(connection, number)
+    until(lambda: recovery.is_connected(run), "the supervisor's notice")
+    assert (set(recovery.connected()), recovery.is_connected(queued)) == ({number}, False)
+    running_jobs.stop_job(job.id)
+    until(lambda: not recovery.is_connected(run), "its end")
+
+    assert set(recovery.connected()) == set()
 
 
 def test_the_time_of_a_wait_for_several_is_for_all_of_them(jobs):

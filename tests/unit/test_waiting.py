@@ -152,8 +152,8 @@ def test_follower_of_a_job_that_reports_here_does_not_poll(jobs, scripted, monke
     monkeypatch.setattr(
         parts(jobs).database, "wait_for_change", lambda _seen, *said: pauses.append(said)
     )
-    for connected in (set(), {cursor.watched.number}):
-        monkeypatch.setattr(recovery, "connected", lambda connected=connected: connected)
+    for connected in (False, True):
+        monkeypatch.setattr(recovery, "is_connected", lambda _run, connected=connected: connected)
         cursor = waiter.visit(cursor)
         cursor.watched.quiet = 1000
         me = object()
@@ -170,8 +170,7 @@ def test_commit_wakes_one_of_those_whose_jobs_report_here(jobs, scripted, monkey
     """The others are woken by that one if their job has changed, or for their next visit."""
     waiter, recovery = parts(jobs).waiter, parts(jobs).recovery
     cursors = [waiter.following(stored_run(jobs, scripted()), 0) for _ in range(3)]
-    numbers = {cursor.watched.number for cursor in cursors}
-    monkeypatch.setattr(recovery, "connected", lambda: numbers)
+    monkeypatch.setattr(recovery, "is_connected", lambda _run: True)
     slept = []
     monkeypatch.setattr(parts(jobs).database, "wait_for_change", lambda *_: slept.append(1))
     for cursor in cursors:
@@ -187,8 +186,8 @@ def test_thread_whose_job_now_reports_here_lets_another_one_poll(jobs, scripted,
     monkeypatch.setattr(parts(jobs).database, "wait_for_change", lambda *_: None)
     cursor, me = waiter.following(stored_run(jobs, scripted()), 0), object()
     there = []
-    for connected in ((), (cursor.watched.number,)):
-        monkeypatch.setattr(recovery, "connected", lambda connected=connected: connected)
+    for connected in (False, True):
+        monkeypatch.setattr(recovery, "is_connected", lambda _run, connected=connected: connected)
         waiter._rest(waiter.visit(cursor), waiting.Deadline(None), lambda _run: None, me)
         there.append(waiter._polling.acquire(False, object()) > 0)
 
