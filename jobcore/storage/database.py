@@ -279,11 +279,12 @@ class Database(locks.ForkAware):
         Wait until the version differs from `seen`, for at most `timeout` seconds; return it.
 
         A commit of this process wakes it at once. A commit of another process is seen within
-        `LOOK_LONGEST` seconds. It reads no table.
+        `pause` or `LOOK_LONGEST` seconds, whichever is longer. It reads no table.
 
         Args:
             pause: Seconds until the first poll for commits of other processes. Later pauses
-                grow up to `LOOK_LONGEST`. A caller that has waited long passes that value.
+                grow up to `LOOK_LONGEST`. A caller that has waited long passes that value, or a
+                longer one if the commits of this process are enough for it.
         """
         deadline = time.monotonic() + timeout
         while True:
