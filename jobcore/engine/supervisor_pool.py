@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 #: Seconds that a close waits for the starters of supervisors; one usually takes about 50 ms.
 STARTER_PATIENCE = 1.0
-#: Processes whose state one round reads from /proc, which takes some 15 µs each.
-EXAMINED_AT_ONCE = 40
+#: Processes whose state one round reads from /proc, which takes some 15 µs each. Of very many, a
+#: round reads so many that each is examined at least every `EXAMINED_WITHIN` rounds.
+EXAMINED_AT_ONCE, EXAMINED_WITHIN = 40, 5
 
 
 class Supervisor(Peer):
@@ -300,7 +301,7 @@ class SupervisorPool(ForkAware):
         """
         Send SIGCONT to supervisors that were stopped, idle or with a job.
 
-        A call reads the state of up to `EXAMINED_AT_ONCE`; of more, the next calls read the others.
+        A call reads the state of `EXAMINED_AT_ONCE`; of more, the next calls read the others.
         """
         try:
             if pids.level() != 1:
@@ -309,7 +310,7 @@ class SupervisorPool(ForkAware):
             peers = [*self.supervisors, *([] if keeper is None else [keeper])]
             known = [one for one in peers if one.pid is not None]
             begin = self._next_examined if self._next_examined < len(known) else 0
-            self._next_examined = begin + EXAMINED_AT_ONCE
+            self._next_examined = begin + max(EXAMINED_AT_ONCE, len(known) // EXAMINED_WITHIN)
             some = known[begin : self._next_examined]
             stopped = [one for one in some if procfs.is_stopped(one.pid or 0)]
         except OSError:

@@ -319,6 +319,18 @@ def test_of_many_supervisors_each_is_looked_at_in_turn(monkeypatch):
     assert looked == [1, 2, 3, 4, 5, 1, 2]
 
 
+def test_of_very_many_supervisors_each_is_looked_at_within_seconds(monkeypatch):
+    """A stopped one would hold up the time-out of its job, however many others there are."""
+    pool, looked = SupervisorPool(slots=5), []
+    pool.supervisors = [SimpleNamespace(pid=pid) for pid in range(1000)]
+    monkeypatch.setattr(procfs, "is_stopped", looked.append)
+    for _ in range(5):
+        pool.wake_stopped()
+    pool.supervisors = []
+
+    assert sorted(looked) == list(range(1000))
+
+
 @pytest.mark.parametrize("what", ["record", "letters"])
 def test_supervisor_that_cannot_be_looked_at_is_not_silent(jobs, scripted, monkeypatch, what):
     """It is neither taken for one without a record nor for one that does not read."""
