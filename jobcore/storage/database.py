@@ -97,9 +97,8 @@ class Database(locks.ForkAware):
             )
             permissions.require_private_files(self.path)
             permissions.require_single_names(self.path)
-            with suppress(
-                FileNotFoundError
-            ):  # it may be missing, but not another user's, or a link
+            # The root may be missing, but must not be a link or another user's.
+            with suppress(FileNotFoundError):
                 os.close(filesystem.open_root(self.path, create=False))
             if create:
                 filesystem.make_database_file(self.path)

@@ -63,7 +63,7 @@ def is_mount_point(path: str, mountinfo: str) -> bool:
 
 def _mounts(mountinfo: str) -> Iterator[tuple[str, str]]:
     """Yield each mount point, with the type of the file system there."""
-    # The kernel escapes space and newline, and no other white space.
+    # Not `splitlines`: the kernel escapes space, tab and newline, but no other white space.
     for line in filter(None, mountinfo.rstrip("\n").split("\n")):
         fields = line.split(" ")
         point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
