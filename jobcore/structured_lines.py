@@ -76,8 +76,11 @@ class ObjectFinder:
     a fifth of the time of `object_json`.
     """
 
-    #: The most kinds that are known. Each takes a millisecond to learn.
+    #: The most kinds that are known. One with ten keys takes a few milliseconds to learn.
     MOST_KINDS = 4
+    #: The longest regular expression of a kind. One for a thousand keys would take most of a
+    #: second, in which no other thread of the host runs, and megabytes in the cache of `re`.
+    LONGEST_KIND = 3000
     #: After so many objects of no known kind, the last one's is learned. They have taken longer
     #: than that.
     LEARN_AFTER = 500
@@ -116,8 +119,9 @@ class ObjectFinder:
         keys = _keys_as_written(text)
         if keys:
             members = ", ".join(f'"{re.escape(key)}": {_VALUE}' for key in keys)
-            self._kinds.append(rf"\{{{members}\}}")
-            self._pattern = _lines_with_objects(self._kinds)
+            if len(members) <= self.LONGEST_KIND:
+                self._kinds.append(rf"\{{{members}\}}")
+                self._pattern = _lines_with_objects(self._kinds)
 
 
 def _lines_with_objects(kinds: list[str]) -> re.Pattern[bytes]:

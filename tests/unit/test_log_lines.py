@@ -123,6 +123,17 @@ def test_objects_of_known_kinds_become_the_same_json(monkeypatch):
     assert max(learned) == ObjectFinder.MOST_KINDS
 
 
+def test_kind_with_many_keys_is_not_learned(monkeypatch):
+    """Its regular expression would stop the host's threads for most of a second."""
+    monkeypatch.setattr(ObjectFinder, "LEARN_AFTER", 1)
+    finder = ObjectFinder()
+    wide = ", ".join(f'"key{number}": 1' for number in range(1000))
+
+    for line in (f"{{{wide}}}".encode(), b'{"a": 1}'):
+        assert [found for _, found in finder.find(b"\n" + line + b"\n")] == [line]
+    assert len(finder._kinds) == 1
+
+
 def test_group_is_cut_between_lines():
     """A part of a group has the lines of that part."""
     chance = random.Random(4)
