@@ -282,10 +282,11 @@ class JobOptions(Surroundings):
             **self.command_fields,
         )
 
-    def require_after(self) -> None:
-        """Refuse a `--run-if` without jobs that it could be about."""
+    def require_valid(self) -> None:
+        """Refuse what is wrong for all jobs, before the lines of `--each` are awaited."""
         if self.run_if is not RunIf.COMPLETE and not self.after:
             raise CommandError("--run-if needs --after")
+        _ = self.variables, self.from_files
 
     def upstream(self, jobs: JobManager) -> list[UUID | str]:
         """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""

@@ -115,7 +115,7 @@ def run(
     """  # noqa: D301
     words = command or []
     command_options.require_command(words, stdin)
-    given.require_after()
+    given.require_valid()
     if given.each is not None:
         if detach or print_id:
             raise CommandError(

@@ -102,7 +102,7 @@ def submit(
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
-    given.require_after()
+    given.require_valid()
     queued: dict[str, Any] = {
         **command_options.hooks(given),
         "run_if": given.run_if.value,

@@ -282,6 +282,9 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
         (["run", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
         (["submit", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
         (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
+        # Before lines are awaited, which may take long; so it does not matter that none come.
+        (["run", "--each", "no such", "--env", "A", "--", "true"], "needs KEY=VALUE"),
+        (["submit", "--each", "no such", "--env", "A", "--", "true"], "needs KEY=VALUE"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
