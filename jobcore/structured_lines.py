@@ -71,9 +71,8 @@ class ObjectFinder:
     """
     Finds the lines of a log that are JSON objects.
 
-    The objects of a log are of a few kinds: of one kind are those with the same keys in the same
-    order. Once a kind is known, its objects are found by a regular expression alone. That takes
-    a fifth of the time of `object_json`.
+    Most objects of a log have one of a few lists of keys, here called kinds. Once a kind is known,
+    its objects are found by a regular expression alone, in a fifth of the time of `object_json`.
     """
 
     #: The most kinds that are known. One with ten keys takes a few milliseconds to learn.
@@ -81,8 +80,8 @@ class ObjectFinder:
     #: The longest regular expression of a kind. One for a thousand keys would take most of a
     #: second, in which no other thread of the host runs, and megabytes in the cache of `re`.
     LONGEST_KIND = 3000
-    #: After so many objects of no known kind, the last one's is learned. They have taken longer
-    #: than that.
+    #: After so many objects of no known kind, the kind of the last one is learned. Learning takes
+    #: less time than these objects have taken.
     LEARN_AFTER = 500
 
     def __init__(self) -> None:
@@ -125,7 +124,11 @@ class ObjectFinder:
 
 
 def _lines_with_objects(kinds: list[str]) -> re.Pattern[bytes]:
-    """Return a pattern of lines, with the LF before them; group 1 is an object of these kinds."""
+    """
+    Return a pattern of the lines that may be objects, with the LF before them.
+
+    Group 1 is an object of these kinds; it takes part in no other match.
+    """
     any_line = r"[ \t\r]*\{[^\n]*"
     known = "|".join(kinds) or "(?!)"
     return re.compile(rf"\n(?:({known})(?=\n)|{any_line})".encode())

@@ -164,7 +164,7 @@ class Dispatcher(ForkAware):
         return {one.run.number for one in claims if one.is_connected}
 
     def is_connected(self, run: Run) -> bool:
-        """Tell whether a job is one of these, without looking at the others."""
+        """Tell whether the supervisor of this job has taken it, and reports here."""
         claim = self._claims.get(run.token or "")
         return claim is not None and claim.is_connected
 

@@ -360,8 +360,8 @@ class Waiter:
         #: By job number; an entry disappears with the last waiter of the job.
         self.watched: weakref.WeakValueDictionary[int, WatchedJob] = weakref.WeakValueDictionary()
         self._row_changed = Condition()  # for threads that let another thread look
-        #: Of the thread that looks for commits, for all waiters. The kind tells whether it only
-        #: waits for those of this process, which is enough for jobs that report here.
+        #: Of two threads, by kind. False: it looks for commits of all processes, for all waiters.
+        #: True: it waits for those of this process, which is enough for jobs that report here.
         self._polling = Leases()
 
     # --- the steps ----------------------------------------------------------------
@@ -794,10 +794,10 @@ class Waiter:
         """
         Sleep until the next look; while another thread looks for all, sleep until it has news.
 
-        One thread looks for commits; another one waits for those of this process, if that is enough
-        for its job. Of the threads that wait for the same job, one looks into its directory. If
-        each thread woke by itself, at each commit or about twenty times a second, each would cost
-        as much as the one that looks.
+        One thread looks for commits. Of the threads whose jobs report to this process, one waits
+        for the commits of this process instead. Of those that wait for the same job, one looks into
+        its directory. If each thread woke by itself, at each commit or about twenty times a second,
+        each would cost as much as the one that looks.
         """
         if deadline.over:
             raise deadline.error(cursor.in_words())

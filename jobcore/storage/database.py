@@ -345,9 +345,9 @@ class Database(locks.ForkAware):
 
     def abandon_connections(self) -> None:
         """
-        Never close the connections of now, whose descriptors may be other files' by now.
+        Never close the connections that are open now: their descriptors may be other files'.
 
-        SQLite would close those, and copy the write-ahead log into one of them.
+        SQLite would close these, and copy the write-ahead log into one of them.
         """
         opened = [connection for connection in self._opened if not connection.is_abandoned]
         for connection in opened:

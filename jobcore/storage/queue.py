@@ -281,7 +281,12 @@ class _Queue:
     def _each(
         self, group: bytes | None, rows: list[Any], *, first: int = 0, more: bool = True
     ) -> Iterator[Candidate]:
-        """Yield the jobs of these rows from the `first` on, and those after them, if any may be."""
+        """
+        Yield the jobs of these rows from the `first` on, and those after them.
+
+        Args:
+            more: Whether there may be jobs after these rows.
+        """
         while rows:
             priority, last = rows[-1]
             for level, number in rows:

@@ -223,7 +223,7 @@ def test_several_jobs_are_waited_for_at_once(running_jobs):
 
 
 def test_a_job_reports_here_from_its_start_to_its_end(running_jobs):
-    """Whoever asks for one job does not go through all that run: each visit asks."""
+    """A visit asks about its own job, without going through all that run."""
     job = running_jobs.submit(["sleep", "60"])
     recovery, number = parts(running_jobs).recovery, 1
     with parts(running_jobs).database.read() as connection:
